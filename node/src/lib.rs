@@ -1,0 +1,3 @@
+//! A Causeway node as a library; `causewayd` is a thin binary on it.
+
+pub mod forward;
