@@ -5,7 +5,6 @@ pub mod convert;
 pub use convert::MalformedMessage;
 
 /// Generated from `schema/causeway/v1/*.proto`; the documentation stands there.
-#[expect(missing_debug_implementations, unreachable_pub, reason = "generated code")]
 #[allow(clippy::all, clippy::allow_attributes_without_reason, clippy::use_self, unused_qualifications, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("causeway.v1");
