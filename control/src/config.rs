@@ -1,0 +1,72 @@
+//! What the control plane is started with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use causeway_proto::key::MeshKey;
+use causeway_rpc::v1;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Timing of Raft elections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RaftProfile {
+    /// Regions up to 200 ms apart.
+    #[default]
+    Wan,
+    /// One site: a new leader within 3 s.
+    Lan,
+}
+
+/// Where a node looks for others until the fleet's own records tell it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seeds {
+    /// HOST:PORT of mesh ports.
+    pub static_list: Vec<String>,
+    /// A file with a JSON list of HOST:PORT, read again when it changes.
+    pub file: Option<PathBuf>,
+}
+
+/// A node's settings of the control plane.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Unique in the fleet; the data directory remembers it.
+    pub name: String,
+    /// Where identity, log and snapshots are kept.
+    pub data_dir: PathBuf,
+    /// The fleet's secret: our certificate is minted from it.
+    pub mesh_key: MeshKey,
+    /// Trusted as well, while the key is being rotated.
+    pub mesh_key_next: Option<MeshKey>,
+    /// What this node says of itself, with bound ports; `node_id`, `public_key`, `name` and `voter_eligible` are filled in.
+    pub record: v1::NodeRecord,
+    /// How to find the others.
+    pub seeds: Seeds,
+    /// Timing of elections.
+    pub profile: RaftProfile,
+    /// Whether this node may vote.
+    pub voter_eligible: bool,
+    /// A fleet of one, which forms itself.
+    pub standalone: bool,
+}
+
+/// Reads the wall clock.
+pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// What the control plane is given by the process.
+#[derive(Clone)]
+pub struct Deps {
+    /// Every task starts on it.
+    pub tracker: TaskTracker,
+    /// Ends them.
+    pub cancel: CancellationToken,
+    /// The wall clock.
+    pub clock: WallClock,
+}
+
+impl std::fmt::Debug for Deps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deps").finish_non_exhaustive()
+    }
+}

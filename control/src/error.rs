@@ -1,0 +1,57 @@
+//! Why the control plane cannot start, and why it must stop.
+
+use causeway_proto::id::Epoch;
+
+use crate::data_dir::DataDirError;
+use crate::epoch::EpochError;
+use crate::identity::NodeKeyError;
+
+/// Why the control plane cannot start. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The data directory is in use, another node's, or unusable.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The identity key is unusable.
+    #[error(transparent)]
+    NodeKey(#[from] NodeKeyError),
+    /// The epoch counter is unusable.
+    #[error(transparent)]
+    Epoch(#[from] EpochError),
+    /// This node's clock differs from its peers'.
+    #[error("this node's clock is {by_ms} ms {direction} its peers': set it right (at most 5000 ms are allowed) and start again")]
+    ClockOff {
+        /// How far, in milliseconds.
+        by_ms: u64,
+        /// `ahead of` or `behind`.
+        direction: &'static str,
+    },
+    /// A setting cannot be used.
+    #[error("{field}: {expected}")]
+    Config {
+        /// The configuration field.
+        field: &'static str,
+        /// What would be right.
+        expected: String,
+    },
+}
+
+/// Why the process must stop.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fatal {
+    /// Another process runs under this node's identity with a higher epoch.
+    #[error(
+        "another process runs as this node (epoch {theirs}, ours is {ours}): its data directory was copied; stop one of the two, and give the copy an empty data directory"
+    )]
+    OwnEpochSuperseded {
+        /// This process's epoch.
+        ours: Epoch,
+        /// The epoch seen at a peer.
+        theirs: Epoch,
+    },
+    /// The fleet has evicted this node.
+    #[error("this node was evicted from the fleet: it can only return with an empty data directory, as a new node")]
+    Evicted,
+}
