@@ -2,11 +2,13 @@
 //!
 //! Implementors: a local client's queue, a mesh link, and [`chain::ForwarderChain`].
 
+pub mod accounting;
 pub mod chain;
 pub mod drop_reason;
 
 use causeway_proto::packet::Packet;
 
+pub use accounting::{Accounting, Books};
 pub use drop_reason::DropReason;
 
 /// Takes packets towards somewhere. Only enqueues: never waits, never blocks.

@@ -1,0 +1,409 @@
+//! What waits to be written to one connection: control, liveness, data, each bounded; and the memory all of them share.
+//!
+//! The router pushes, the connection's writer pops. A push never waits: a full liveness or data lane drops its oldest packet, a full
+//! control lane closes the connection.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use causeway_proto::packet::{Class, Packet};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::wake;
+use crate::forward::accounting::{Accounting, DeliveredTo};
+use crate::forward::{DropReason, PacketForwarder, Verdict};
+
+/// Bounds of one connection's lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneLimits {
+    /// Control frames.
+    pub control: usize,
+    /// Packets in the liveness lane.
+    pub liveness: usize,
+    /// Packets in the data lane.
+    pub data: usize,
+    /// Bytes of both packet lanes together.
+    pub bytes: usize,
+}
+
+impl LaneLimits {
+    /// A client: 32 + 32 packets, 256 KiB; control frames are answers and notices, few by their own limiters.
+    pub const CLIENT: Self = Self { control: 256, liveness: 32, data: 32, bytes: 256 * 1024 };
+    /// A link to another node: 4,096 packets, 8 MiB.
+    pub const LINK: Self = Self { control: 4_096, liveness: 1_024, data: 3_072, bytes: 8 * 1024 * 1024 };
+}
+
+/// What a queued packet costs beside its payload: the header and its place in the lane.
+const PACKET_OVERHEAD: usize = size_of::<Packet>();
+
+/// Memory of all lanes of a node together.
+#[derive(Debug)]
+pub struct MemoryBudget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+/// Default of [`MemoryBudget::new`]'s `max`: 256 MiB.
+pub const MEMORY_BUDGET_BYTES: usize = 256 * 1024 * 1024;
+
+/// What one connection may hold above 75 % of the budget, and above 90 %.
+const BYTES_ABOVE_75_PERCENT: usize = 64 * 1024;
+const BYTES_ABOVE_90_PERCENT: usize = 16 * 1024;
+
+impl MemoryBudget {
+    /// A budget of `max` bytes.
+    #[must_use]
+    pub const fn new(max: usize) -> Self {
+        Self { used: AtomicUsize::new(0), max }
+    }
+
+    /// Bytes in use.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// What a connection with the given own cap may hold now.
+    fn cap(&self, own: usize) -> usize {
+        let used = self.used();
+        // In this order: 10 * used cannot overflow for a budget that fits into memory.
+        if 10 * used > 9 * self.max {
+            own.min(BYTES_ABOVE_90_PERCENT)
+        } else if 4 * used > 3 * self.max {
+            own.min(BYTES_ABOVE_75_PERCENT)
+        } else {
+            own
+        }
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        if self.used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.max {
+            self.give_back(bytes);
+            return false;
+        }
+        true
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What every connection of a node shares about its queues.
+#[derive(Clone, Debug)]
+pub struct PumpShared {
+    /// The node's books.
+    pub accounting: Arc<Accounting>,
+    /// Memory of all lanes.
+    pub budget: Arc<MemoryBudget>,
+}
+
+impl PumpShared {
+    /// Fresh books and the default budget.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { accounting: Arc::default(), budget: Arc::new(MemoryBudget::new(MEMORY_BUDGET_BYTES)) }
+    }
+}
+
+impl Default for PumpShared {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The control lane was full: the connection is being closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the control lane is full or the connection is closed")]
+pub struct ControlRefused;
+
+struct Lanes<C> {
+    control: VecDeque<C>,
+    pong: Option<[u8; 8]>,
+    liveness: VecDeque<Packet>,
+    data: VecDeque<Packet>,
+    bytes: usize,
+    control_max: usize,
+    writer_sleeps: bool,
+    closed: bool,
+}
+
+/// The queues of one connection. `C` is its kind of control frame.
+pub struct Outbox<C> {
+    lanes: Mutex<Lanes<C>>,
+    wakes: Arc<Notify>,
+    stalled: AtomicBool,
+    limits: LaneLimits,
+    to: DeliveredTo,
+    shared: PumpShared,
+}
+
+impl<C> std::fmt::Debug for Outbox<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").field("to", &self.to).finish_non_exhaustive()
+    }
+}
+
+/// What the writer takes at once.
+#[derive(Debug)]
+pub struct Batch<C> {
+    /// Control frames, in order.
+    pub control: Vec<C>,
+    /// The answer to the last ping.
+    pub pong: Option<[u8; 8]>,
+    /// Packets, in the order to write.
+    pub packets: Vec<Packet>,
+    /// Payload bytes of `packets`.
+    pub payload_bytes: usize,
+}
+
+impl<C> Default for Batch<C> {
+    fn default() -> Self {
+        Self { control: Vec::new(), pong: None, packets: Vec::new(), payload_bytes: 0 }
+    }
+}
+
+impl<C> Batch<C> {
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.pong.is_none() && self.packets.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.control.clear();
+        self.pong = None;
+        self.packets.clear();
+        self.payload_bytes = 0;
+    }
+}
+
+/// Most bytes of packets in one batch: four TLS records.
+pub(crate) const BATCH_BYTES: usize = 64 * 1024;
+
+/// Most control frames in one batch, so that a watcher's flood leaves room for packets.
+const BATCH_CONTROL: usize = 256;
+
+/// Bytes of a batch that liveness may take while data waits: three quarters.
+const LIVENESS_BYTES: usize = BATCH_BYTES / 4 * 3;
+
+/// Lane memory that an idle connection may keep; what a burst took beyond is given back.
+const IDLE_CAPACITY: usize = 4;
+
+impl<C> Outbox<C> {
+    /// Empty lanes of a connection to `to`.
+    #[must_use]
+    pub fn new(limits: LaneLimits, to: DeliveredTo, shared: PumpShared) -> Self {
+        let lanes = Lanes {
+            control: VecDeque::new(),
+            pong: None,
+            liveness: VecDeque::new(),
+            data: VecDeque::new(),
+            bytes: 0,
+            control_max: limits.control,
+            writer_sleeps: false,
+            closed: false,
+        };
+        Self { lanes: Mutex::new(lanes), wakes: Arc::new(Notify::new()), stalled: AtomicBool::new(false), limits, to, shared }
+    }
+
+    /// Queues a control frame.
+    ///
+    /// # Errors
+    /// [`ControlRefused`] if the lane is full, which closes the connection, or it is closed.
+    pub fn push_control(&self, frame: C) -> Result<(), ControlRefused> {
+        let mut lanes = self.lanes.lock();
+        if lanes.closed {
+            return Err(ControlRefused);
+        }
+        if lanes.control.len() >= lanes.control_max {
+            self.close_locked(&mut lanes);
+            return Err(ControlRefused);
+        }
+        lanes.control.push_back(frame);
+        self.wake(&mut lanes);
+        Ok(())
+    }
+
+    /// Puts the answer to a ping into its one slot; false if one waits there already.
+    pub fn push_pong(&self, data: [u8; 8]) -> bool {
+        let mut lanes = self.lanes.lock();
+        if lanes.closed || lanes.pong.is_some() {
+            return false;
+        }
+        lanes.pong = Some(data);
+        self.wake(&mut lanes);
+        true
+    }
+
+    /// Raises the bound of the control lane: a watcher gets one frame per client.
+    pub fn raise_control_limit(&self, control: usize) {
+        let mut lanes = self.lanes.lock();
+        lanes.control_max = lanes.control_max.max(control);
+    }
+
+    /// Closes the lanes: what waits is dropped, the writer ends.
+    pub fn close(&self) {
+        self.close_locked(&mut self.lanes.lock());
+    }
+
+    /// Whether the lanes take nothing any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.lanes.lock().closed
+    }
+
+    /// Whether the writer has made no progress for too long although something waits.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::Relaxed);
+    }
+
+    pub(crate) const fn to(&self) -> DeliveredTo {
+        self.to
+    }
+
+    pub(crate) fn accounting(&self) -> &Accounting {
+        &self.shared.accounting
+    }
+
+    /// Waits until there may be something to pop. Cancel safe: a wake is kept for the next wait.
+    pub(crate) async fn wait(&self) {
+        self.wakes.notified().await;
+    }
+
+    /// Takes the next batch. If there is nothing, notes that the writer goes to sleep; false if the lanes are closed.
+    pub(crate) fn pop(&self, batch: &mut Batch<C>) -> bool {
+        let mut guard = self.lanes.lock();
+        let lanes = &mut *guard;
+        if lanes.closed {
+            return false;
+        }
+        batch.pong = lanes.pong.take();
+        let control = lanes.control.len().min(BATCH_CONTROL);
+        batch.control.extend(lanes.control.drain(..control));
+        let mut taken = 0;
+        let first_share = if lanes.data.is_empty() { BATCH_BYTES } else { LIVENESS_BYTES };
+        taken += pop_lane(&mut lanes.liveness, first_share, batch);
+        taken += pop_lane(&mut lanes.data, BATCH_BYTES.saturating_sub(taken), batch);
+        lanes.bytes -= taken;
+        lanes.writer_sleeps = batch.is_empty();
+        if lanes.writer_sleeps {
+            lanes.control.shrink_to(IDLE_CAPACITY);
+            lanes.liveness.shrink_to(0);
+            lanes.data.shrink_to(0);
+        }
+        drop(guard);
+        if taken > 0 {
+            self.shared.budget.give_back(taken);
+        }
+        true
+    }
+
+    fn wake(&self, lanes: &mut Lanes<C>) {
+        if std::mem::take(&mut lanes.writer_sleeps) {
+            wake::wake(&self.wakes);
+        }
+    }
+
+    fn close_locked(&self, lanes: &mut Lanes<C>) {
+        if std::mem::replace(&mut lanes.closed, true) {
+            return;
+        }
+        let waiting = lanes.liveness.len() + lanes.data.len();
+        self.shared.accounting.dropped_from_queue(DropReason::GoneDisconnected, waiting as u64);
+        self.shared.budget.give_back(std::mem::take(&mut lanes.bytes));
+        lanes.control = VecDeque::new();
+        lanes.liveness = VecDeque::new();
+        lanes.data = VecDeque::new();
+        self.wakes.notify_one();
+    }
+
+    /// Makes room for `cost` bytes in the lane of `class`: drops the oldest data first, then the oldest of the lane itself.
+    fn make_room(&self, lanes: &mut Lanes<C>, class: Class, cost: usize) -> bool {
+        let cap = self.shared.budget.cap(self.limits.bytes);
+        let mut dropped = 0;
+        let fits = loop {
+            let (len, max) = match class {
+                Class::Liveness => (lanes.liveness.len(), self.limits.liveness),
+                Class::Data => (lanes.data.len(), self.limits.data),
+            };
+            if len < max && lanes.bytes + cost <= cap {
+                break true;
+            }
+            // A full lane drops its own oldest; full memory takes the oldest data, which is worth least.
+            let own_is_full = len >= max;
+            let victim = match class {
+                Class::Liveness if own_is_full || lanes.data.is_empty() => lanes.liveness.pop_front(),
+                Class::Liveness | Class::Data => lanes.data.pop_front(),
+            };
+            let Some(victim) = victim else { break false };
+            lanes.bytes -= cost_of(&victim);
+            self.shared.budget.give_back(cost_of(&victim));
+            dropped += 1;
+        };
+        if dropped > 0 {
+            self.shared.accounting.dropped_from_queue(DropReason::QueueHead, dropped);
+        }
+        fits
+    }
+
+    fn refuse(&self, reason: DropReason) -> Verdict {
+        self.shared.accounting.dropped(reason);
+        Verdict::Dropped(reason)
+    }
+}
+
+impl<C: Send> PacketForwarder for Outbox<C> {
+    /// Queues the packet; gives it back as `NotHere` if the connection is closed.
+    fn forward(&self, packet: Packet) -> Verdict {
+        let cost = cost_of(&packet);
+        let mut guard = self.lanes.lock();
+        let lanes = &mut *guard;
+        if lanes.closed {
+            return Verdict::NotHere(packet);
+        }
+        if !self.make_room(lanes, packet.class, cost) {
+            return self.refuse(DropReason::QueueTail);
+        }
+        if !self.shared.budget.take(cost) {
+            return self.refuse(DropReason::QueueMemory);
+        }
+        lanes.bytes += cost;
+        self.shared.accounting.queued();
+        match packet.class {
+            Class::Liveness => lanes.liveness.push_back(packet),
+            Class::Data => lanes.data.push_back(packet),
+        }
+        self.wake(lanes);
+        Verdict::Queued
+    }
+}
+
+impl<C> Drop for Outbox<C> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn cost_of(packet: &Packet) -> usize {
+    packet.payload.len() + PACKET_OVERHEAD
+}
+
+/// Moves packets from the head of a lane until `budget` is used up, but at least one; returns what they cost.
+fn pop_lane<C>(lane: &mut VecDeque<Packet>, budget: usize, batch: &mut Batch<C>) -> usize {
+    let mut taken = 0;
+    while taken < budget {
+        let Some(packet) = lane.pop_front() else { break };
+        taken += cost_of(&packet);
+        batch.payload_bytes += packet.payload.len();
+        batch.packets.push(packet);
+    }
+    taken
+}

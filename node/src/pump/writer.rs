@@ -1,0 +1,1 @@
+//! Writes a connection: drains the lanes into one buffer, one write per batch.
