@@ -1,0 +1,62 @@
+//! What unset fields of the configuration mean; sections not named here start empty.
+
+use super::file::{Derp, Limits, Log, LogFormat, Mesh, Metrics, Raft, RaftProfile, Stun};
+
+impl Default for Derp {
+    fn default() -> Self {
+        Self { listen: "0.0.0.0:443".into(), plain_http_listen: String::new(), server_key_file: String::new() }
+    }
+}
+
+impl Default for Stun {
+    fn default() -> Self {
+        Self { listen: "0.0.0.0:3478".into(), require_software: true }
+    }
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self { listen: "0.0.0.0:7443".into(), stripes: 2 }
+    }
+}
+
+impl Default for Raft {
+    fn default() -> Self {
+        Self { profile: RaftProfile::Wan, voter_eligible: true }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9090".into() }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// The numbers of the threat model, sections 4.1 to 4.7.
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 50_000,
+            unauthenticated: 2_048,
+            unauthenticated_per_source: 128,
+            accepts_per_second_per_source: 100,
+            accept_burst_per_source: 500,
+            accepts_per_second_per_core: 500,
+            authenticated_per_ipv4: 1_024,
+            authenticated_per_ipv6: 256,
+            connections_per_key: 4,
+            tls_handshakes_per_core: 32,
+            client_queue_bytes: 256 * 1024,
+            queue_bytes_total: 256 * 1024 * 1024,
+            key_rate_bits_per_second: 100_000_000,
+            key_burst_bytes: 1024 * 1024,
+            stun_answers_per_second: 100_000,
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The node's configuration: one TOML file, overridden by `--set`, valid as a whole before any port is bound.
+//!
+//! [`cli`] reads the command line, [`file`] the text, [`defaults`] holds what unset fields mean, [`validate`] turns it all into
+//! a [`Config`] with secrets loaded, or into a list of problems that name file, field and what would be right.
+
+pub mod cli;
+pub mod defaults;
+pub mod file;
+pub mod validate;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use causeway_proto::id::RegionId;
+use causeway_proto::key::{MeshKey, NodePrivate};
+
+pub use file::{FileConfig, Limits, LogFormat, RaftProfile};
+pub use validate::{ConfigError, Problem};
+
+/// A valid configuration. Secrets are loaded and redacted in `Debug`.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Unique in the fleet.
+    pub name: String,
+    /// Where the node keeps its identity, epoch and Raft log.
+    pub data_dir: PathBuf,
+    /// A fleet of one that forms itself.
+    pub standalone: bool,
+    /// The fleet's secret. Only a standalone node may lack one in its file: it then gets a random one nobody can know.
+    pub mesh_key: MeshKey,
+    /// The key that is being rotated in.
+    pub mesh_key_next: Option<MeshKey>,
+    /// The region this node stands in.
+    pub region: Region,
+    /// What the DERP map and peers are told.
+    pub advertise: Advertise,
+    /// The DERP door.
+    pub derp: Derp,
+    /// Where its certificate comes from.
+    pub tls: Tls,
+    /// STUN: `None` is off.
+    pub stun: Option<Stun>,
+    /// The mesh port.
+    pub mesh: Mesh,
+    /// Meshing with stock derpers: `None` is off.
+    pub derp_mesh: Option<DerpMesh>,
+    /// Static seeds, `HOST:PORT`.
+    pub seeds: Vec<String>,
+    /// A JSON list of seeds that is re-read when it changes.
+    pub seeds_file: Option<PathBuf>,
+    /// Raft timing.
+    pub raft_profile: RaftProfile,
+    /// Whether this node may become a voter.
+    pub voter_eligible: bool,
+    /// The operator door.
+    pub operator: Operator,
+    /// The metrics listener: `None` is off.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Trace export: `None` is off.
+    pub otlp: Option<Otlp>,
+    /// Ceilings (`[limits]`), each checked against its range.
+    pub limits: Limits,
+    /// Threads of the packet runtime.
+    pub packet_threads: usize,
+    /// Threads of the control runtime.
+    pub control_threads: usize,
+    /// Directives of the log filter.
+    pub log_filter: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// A region as the DERP map names it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Region {
+    /// Positive, at most 2^53 - 1.
+    pub id: RegionId,
+    /// Short code.
+    pub code: String,
+    /// Long name.
+    pub name: String,
+    /// Degrees north.
+    pub latitude: Option<f64>,
+    /// Degrees east.
+    pub longitude: Option<f64>,
+}
+
+/// What others are told about how to reach this node. Unset ports mean the bound ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advertise {
+    /// DNS name or address that clients dial and verify.
+    pub host_name: String,
+    /// Fixed IPv4 address, `none`, or empty for DNS.
+    pub ipv4: String,
+    /// Fixed IPv6 address, `none`, or empty for DNS.
+    pub ipv6: String,
+    /// DERP port.
+    pub derp_port: Option<u16>,
+    /// STUN port.
+    pub stun_port: Option<u16>,
+    /// Port 80 is reachable.
+    pub can_port80: bool,
+    /// Expected certificate name, or `sha256-raw:` and the certificate's digest.
+    pub cert_name: String,
+    /// Tells clients to skip certificate checks.
+    pub insecure_for_tests: bool,
+    /// `HOST:PORT` peers dial; `None` means the host name (or IPv4) with the bound port.
+    pub mesh: Option<String>,
+}
+
+/// The DERP door.
+#[derive(Debug, Clone)]
+pub struct Derp {
+    /// TLS listener.
+    pub listen: SocketAddr,
+    /// Plain HTTP listener: `None` is off.
+    pub plain_http_listen: Option<SocketAddr>,
+    /// File that keeps the server key over restarts.
+    pub server_key_file: Option<PathBuf>,
+    /// The key in that file, if it exists already.
+    pub server_key: Option<NodePrivate>,
+}
+
+/// Where the DERP certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tls {
+    /// PEM files, reloaded when they change.
+    Files {
+        /// Certificate chain, leaf first.
+        cert: PathBuf,
+        /// Private key.
+        key: PathBuf,
+    },
+    /// Made at start, for development.
+    SelfSigned,
+}
+
+/// The STUN door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stun {
+    /// UDP address.
+    pub listen: SocketAddr,
+    /// Answer only requests that carry Tailscale's SOFTWARE attribute.
+    pub require_software: bool,
+}
+
+/// The mesh port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mesh {
+    /// TCP address: `None` only in a standalone node.
+    pub listen: Option<SocketAddr>,
+    /// Connections of a packet link.
+    pub stripes: u8,
+}
+
+/// Who may mesh with this node on the DERP port, as stock derpers do.
+#[derive(Debug, Clone)]
+pub struct DerpMesh {
+    /// The DERP mesh key; never the fleet's mesh key.
+    pub key: MeshKey,
+    /// Source networks it is accepted from.
+    pub allow: Vec<Cidr>,
+}
+
+/// A network in CIDR notation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    /// First address.
+    pub address: std::net::IpAddr,
+    /// Length of the prefix in bits.
+    pub prefix_len: u8,
+}
+
+impl Cidr {
+    /// Whether `address` is inside; an IPv4-mapped address counts as IPv4.
+    #[must_use]
+    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+        use std::net::IpAddr::{V4, V6};
+        let host_bits = |width: u32| width - u32::from(self.prefix_len);
+        match (self.address, address.to_canonical()) {
+            (V4(net), V4(ip)) => {
+                let mask = u32::MAX.checked_shl(host_bits(32)).unwrap_or(0);
+                (u32::from(net) ^ u32::from(ip)) & mask == 0
+            }
+            (V6(net), V6(ip)) => {
+                let mask = u128::MAX.checked_shl(host_bits(128)).unwrap_or(0);
+                (u128::from(net) ^ u128::from(ip)) & mask == 0
+            }
+            (V4(_), V6(_)) | (V6(_), V4(_)) => false,
+        }
+    }
+}
+
+impl std::str::FromStr for Cidr {
+    type Err = &'static str;
+
+    /// Parses `ADDRESS/BITS`; an address alone is a network of one.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "a network is ADDRESS/BITS, such as 10.0.0.0/8 or fd00::/8";
+        let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+        let address: std::net::IpAddr = address.parse().map_err(|_| WANTED)?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let prefix_len = bits.map_or(Ok(width), str::parse).map_err(|_| WANTED)?;
+        if prefix_len > width { Err(WANTED) } else { Ok(Self { address, prefix_len }) }
+    }
+}
+
+/// The operator door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operator {
+    /// Path of the Unix socket.
+    pub socket: PathBuf,
+    /// mTLS listener: `None` is off.
+    pub listen: Option<SocketAddr>,
+}
+
+/// Trace export.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Otlp {
+    /// URL of a gRPC receiver.
+    pub endpoint: String,
+    /// Share of traces that are sampled, 0 to 1.
+    pub sample_ratio: f64,
+}
+
+/// How long shutdown may take before what is left is cut.
+pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(8);

@@ -1,0 +1,134 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::super::{Cidr, Config, FileConfig, Tls};
+
+/// A directory with a good key file beside the configuration; the text it starts from.
+fn good(dir: &Path) -> String {
+    write_secret(&dir.join("mesh.key"), &"5a".repeat(32), 0o600);
+    format!(
+        "name = 'a-1'\ndata_dir = '{0}/data'\nmesh_key_file = '{0}/mesh.key'\n[region]\nid = 901\ncode = 'a'\nname = 'Alpha'\n\
+         [advertise]\nhost_name = 'a-1.example'\n[tls]\nself_signed = true\n",
+        dir.display()
+    )
+}
+
+fn write_secret(path: &Path, text: &str, mode: u32) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn validate(text: &str, sets: &[&str]) -> Result<Config, String> {
+    let path = Path::new("node.toml");
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    let file = FileConfig::parse(path, text, &sets).map_err(|error| error.to_string())?;
+    Config::validate(path, &file).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_example_documents_every_field_with_its_default() {
+    let text = include_str!("../../../config.example.toml");
+    let example = FileConfig::parse(Path::new("config.example.toml"), text, &[]).unwrap();
+    // Every field of the printed default must be mentioned in the example, if only as a comment.
+    let full = FileConfig {
+        region: super::file::Region { latitude: Some(0.0), longitude: Some(0.0), ..Default::default() },
+        ..FileConfig::default()
+    };
+    let mut section = String::new();
+    for line in full.to_string().lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+            assert!(text.contains(&format!("\n[{section}]\n")), "[{section}] is not in the example");
+        } else if let Some((field, _)) = line.split_once(" = ") {
+            let documented = text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{field} = ")));
+            assert!(documented, "{section}.{field} is not in the example");
+        }
+    }
+    // The example sets what has no default and keeps every default it shows.
+    assert_eq!(example.limits, FileConfig::default().limits);
+    assert_eq!(example.derp, FileConfig::default().derp);
+    assert_eq!(example.mesh, FileConfig::default().mesh);
+}
+
+#[test]
+fn a_minimal_configuration_is_valid_and_its_defaults_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = validate(&good(dir.path()), &[]).unwrap();
+    assert_eq!(config.derp.listen.port(), 443);
+    assert_eq!(config.tls, Tls::SelfSigned);
+    assert_eq!(config.operator.socket, dir.path().join("data/operator.sock"));
+    assert!(config.derp_mesh.is_none() && config.otlp.is_none() && config.advertise.derp_port.is_none());
+    assert!(!format!("{config:?}").contains(&"5a".repeat(8)));
+}
+
+#[test]
+fn each_mistake_names_file_field_and_what_would_be_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = good(dir.path());
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    write_secret(&dir.path().join("open.key"), &"5a".repeat(32), 0o640);
+    write_secret(&dir.path().join("short.key"), "5a5a", 0o600);
+    write_secret(&dir.path().join("zero.key"), &"00".repeat(32), 0o600);
+    write_secret(&dir.path().join("long.key"), &"5a".repeat(4096), 0o600);
+    let cases: Vec<(Vec<String>, &str, &str)> = vec![
+        (vec!["name=".into()], "name", "unique"),
+        (vec!["name=A b".into()], "name", "a-z"),
+        (vec!["data_dir=".into()], "data_dir", "missing"),
+        (vec![format!("data_dir={}", at("mesh.key"))], "data_dir", "not a directory"),
+        (vec!["mesh_key_file=".into()], "mesh_key_file", "64 hex digits"),
+        (vec![format!("mesh_key_file={}", at("none.key"))], "mesh_key_file", "cannot read"),
+        (vec![format!("mesh_key_file={}", at("open.key"))], "mesh_key_file", "mode 600"),
+        (vec![format!("mesh_key_file={}", at("short.key"))], "mesh_key_file", "64 hex digits"),
+        (vec![format!("mesh_key_file={}", at("zero.key"))], "mesh_key_file", "all zero"),
+        (vec![format!("mesh_key_file={}", at("long.key"))], "mesh_key_file", "longer than"),
+        (vec![format!("mesh_key_next_file={}", at("none.key"))], "mesh_key_next_file", "cannot read"),
+        (vec!["region.id=0".into()], "region.id", "from 1"),
+        (vec!["region.id=9007199254740992".into()], "region.id", "from 1"),
+        (vec!["region.latitude=91".into()], "region.latitude", "degrees"),
+        (vec!["advertise.host_name=".into()], "advertise.host_name", "DNS name"),
+        (vec!["advertise.host_name=h:443".into()], "advertise.host_name", "without port"),
+        (vec!["advertise.ipv4=::1".into()], "advertise.ipv4", "none"),
+        (vec!["advertise.mesh=host".into()], "advertise.mesh", "HOST:PORT"),
+        (vec!["derp.listen=:443".into()], "derp.listen", "ADDRESS:PORT"),
+        (vec!["tls.cert_file=c".into(), "tls.self_signed=false".into()], "tls.key_file", "cert_file"),
+        (vec!["tls.cert_file=c".into()], "tls", "excludes"),
+        (vec!["tls.self_signed=false".into()], "tls", "self_signed = true"),
+        (vec!["mesh.listen=".into()], "mesh.listen", "standalone"),
+        (vec!["mesh.stripes=0".into()], "mesh.stripes", "1 to 16"),
+        (vec!["derp_mesh.allow=['10.0.0.0/33']".into()], "derp_mesh.allow", "ADDRESS/BITS"),
+        (vec!["derp_mesh.allow=['10.0.0.0/8']".into()], "derp_mesh.key_file", "missing"),
+        (vec![format!("derp_mesh.key_file={}", at("mesh.key"))], "derp_mesh.allow", "networks"),
+        (vec!["discovery.static=['host']".into()], "discovery.static", "HOST:PORT"),
+        (vec!["otlp.endpoint=host:4317".into()], "otlp.endpoint", "http://"),
+        (vec!["otlp.sample_ratio=1.5".into()], "otlp.sample_ratio", "0.0 to 1.0"),
+        (vec!["limits.connections=0".into()], "limits.connections", "1 to 1000000"),
+        (vec!["log.filter=a=b=c".into()], "log.filter", "directives"),
+    ];
+    for (sets, field, wanted) in cases {
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        let error = validate(&text, &sets).expect_err(sets[0]);
+        assert!(error.contains(&format!("node.toml: {field}: ")) && error.contains(wanted), "{sets:?}: {error}");
+    }
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    let error = validate("standalone = true", &[]).expect_err("nearly empty");
+    for field in ["name", "data_dir", "region", "advertise.host_name", "tls"] {
+        assert!(error.contains(&format!("node.toml: {field}: ")), "{field}: {error}");
+    }
+    assert!(!error.contains("mesh_key_file"), "a standalone node needs none: {error}");
+}
+
+#[test]
+fn networks_hold_what_is_inside_and_treat_mapped_addresses_as_ipv4() {
+    let contains = |network: &str, address: &str| network.parse::<Cidr>().unwrap().contains(address.parse::<IpAddr>().unwrap());
+    assert!(contains("10.0.0.0/8", "10.255.0.1") && contains("10.0.0.0/8", "::ffff:10.1.1.1"));
+    assert!(!contains("10.0.0.0/8", "11.0.0.1") && !contains("10.0.0.0/8", "fd00::1"));
+    assert!(contains("0.0.0.0/0", "192.0.2.1") && contains("::/0", "2001:db8::1") && !contains("::/0", "192.0.2.1"));
+    assert!(contains("fd00::/8", "fdff::1") && contains("192.0.2.7", "192.0.2.7") && !contains("192.0.2.7", "192.0.2.8"));
+}
