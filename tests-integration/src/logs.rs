@@ -1,0 +1,86 @@
+//! What a node's log must not hold: an ERROR, a WARN the test did not declare, a secret.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+/// Lines a test expects; everything else at WARN or above fails it.
+#[derive(Debug, Clone, Default)]
+pub struct Expected {
+    fragments: Vec<String>,
+}
+
+impl Expected {
+    /// Declares that lines holding `fragment` may appear at WARN or ERROR.
+    #[must_use]
+    pub fn line(mut self, fragment: &str) -> Self {
+        self.fragments.push(fragment.to_owned());
+        self
+    }
+}
+
+/// The lines of a log file that nobody expected, at WARN or above, or about a panic.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn unexpected_lines(file: &Path, expected: &Expected) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    let text = String::from_utf8_lossy(&text);
+    let bad =
+        text.lines().map(without_colour).filter(|line| is_serious(line) && !expected.fragments.iter().any(|f| line.contains(f)));
+    Ok(bad.collect())
+}
+
+/// Secrets found in a text: each is looked for as it is, and never printed.
+#[must_use]
+pub fn holds_secret(text: &str, secrets: &[String]) -> bool {
+    let text = text.to_ascii_lowercase();
+    secrets.iter().any(|secret| !secret.is_empty() && text.contains(&secret.to_ascii_lowercase()))
+}
+
+fn is_serious(line: &str) -> bool {
+    // Text format puts the level after the time stamp, JSON names it.
+    let mut words = line.split_whitespace().take(2);
+    words.any(|word| word == "WARN" || word == "ERROR")
+        || line.contains("\"level\":\"WARN\"")
+        || line.contains("\"level\":\"ERROR\"")
+        || line.contains("panicked at")
+}
+
+fn without_colour(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(at) = rest.find("\u{1b}[") {
+        plain.push_str(&rest[..at]);
+        let escape = &rest[at..];
+        rest = escape.find('m').map_or("", |end| &escape[end + 1..]);
+    }
+    plain + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serious_lines_are_found_in_both_formats_and_with_colour() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("log");
+        let text = "2026-11-21T12:00:00Z  INFO node: ready WARN is only a word here\n\
+                    2026-11-21T12:00:00Z \u{1b}[33m WARN\u{1b}[0m node: odd\n\
+                    {\"timestamp\":\"x\",\"level\":\"ERROR\",\"fields\":{}}\n\
+                    2026-11-21T12:00:00Z  WARN link: link down peer=b-1\n\
+                    thread 'main' panicked at src/x.rs:1:1:\n";
+        std::fs::write(&file, text).expect("write");
+        let found = unexpected_lines(&file, &Expected::default().line("link down")).expect("readable");
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].contains("odd") && found[1].contains("ERROR") && found[2].contains("panicked"));
+    }
+
+    #[test]
+    fn secrets_are_found_in_any_case() {
+        let secrets = ["abcdef0123".to_owned()];
+        assert!(holds_secret("key=ABCDEF0123", &secrets));
+        assert!(!holds_secret("key=abcdef012", &secrets));
+    }
+}
