@@ -52,7 +52,7 @@ impl FromStr for NodeId {
 }
 
 /// A DERP region, as numbered in the DERP map: positive, at most 2^53 - 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RegionId(pub u64);
 

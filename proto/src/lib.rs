@@ -6,8 +6,21 @@
 //! | [`id`] | node, region, epoch and boot ids of the fleet |
 //! | [`presence`] | claims, ranks and owner-log operations, and their packed form |
 //! | [`packet`] | what the router moves: packet, class, route header |
+//! | [`limits`] | every wire-level maximum |
+//! | [`codec`] | reading fixed layouts |
+//! | [`derp`] | frames, login, HTTP upgrade of the DERP protocol |
+//! | [`derpmap`] | the DERP map and its JSON |
+//! | [`link`] | `causeway-link/1`, packets between nodes |
+//! | [`stun`] | binding requests and answers |
 
+pub mod codec;
+pub mod derp;
+pub mod derpmap;
 pub mod id;
+mod json;
 pub mod key;
+pub mod limits;
+pub mod link;
 pub mod packet;
 pub mod presence;
+pub mod stun;
