@@ -11,6 +11,7 @@
 //! | [`derp`] | frames, login, HTTP upgrade of the DERP protocol |
 //! | [`derpmap`] | the DERP map and its JSON |
 //! | [`link`] | `causeway-link/1`, packets between nodes |
+//! | [`netcheck`] | measuring regions and choosing the home |
 //! | [`stun`] | binding requests and answers |
 
 pub mod codec;
@@ -21,6 +22,7 @@ mod json;
 pub mod key;
 pub mod limits;
 pub mod link;
+pub mod netcheck;
 pub mod packet;
 pub mod presence;
 pub mod stun;
