@@ -12,6 +12,7 @@ pub mod error;
 pub mod identity;
 pub mod mesh_server;
 pub mod peers;
+pub mod presence;
 pub mod status;
 
 use std::sync::Arc;

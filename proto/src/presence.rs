@@ -41,7 +41,9 @@ pub enum ClaimKind {
 }
 
 impl ClaimKind {
-    const fn from_bits(bits: u8) -> Option<Self> {
+    /// The kind numbered `bits`, if there is one.
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Option<Self> {
         match bits {
             0 => Some(Self::Derp),
             1 => Some(Self::Tx3),
@@ -83,6 +85,8 @@ pub enum Op {
         key: PresenceKey,
         /// [`Rank::clock_us`] of the claim that ends.
         clock_us: u64,
+        /// The client said goodbye (it closed its connection) instead of falling silent.
+        clean: bool,
     },
 }
 
@@ -90,6 +94,7 @@ pub enum Op {
 pub const PACKED_OP_LEN: usize = 41;
 
 const TAG_RELEASE: u8 = 0x80;
+const TAG_CLEAN: u8 = 0x40;
 const TAG_HOME: u8 = 0x40;
 
 /// Why packed operations were refused.
@@ -123,7 +128,7 @@ impl Op {
     fn pack_into(&self, out: &mut BytesMut) {
         let tag = match self {
             Self::Claim { home, kind, .. } => *kind as u8 | if *home { TAG_HOME } else { 0 },
-            Self::Release { .. } => TAG_RELEASE,
+            Self::Release { clean, .. } => TAG_RELEASE | if *clean { TAG_CLEAN } else { 0 },
         };
         out.put_u8(tag);
         out.put_slice(&self.key().0);
@@ -136,8 +141,8 @@ impl Op {
         packed.copy_to_slice(&mut key);
         let key = PresenceKey(key);
         let clock_us = packed.get_u64();
-        if tag == TAG_RELEASE {
-            return Ok(Self::Release { key, clock_us });
+        if tag & !TAG_CLEAN == TAG_RELEASE {
+            return Ok(Self::Release { key, clock_us, clean: tag & TAG_CLEAN != 0 });
         }
         let kind = ClaimKind::from_bits(tag & !TAG_HOME).ok_or(UnpackError::Tag(tag))?;
         Ok(Self::Claim { key, clock_us, home: tag & TAG_HOME != 0, kind })
@@ -178,12 +183,13 @@ mod tests {
     fn packed_operations_round_trip_and_unknown_tags_are_refused() {
         let ops = [
             Op::Claim { key: PresenceKey([1; 32]), clock_us: 7, home: true, kind: ClaimKind::Quicpipe },
-            Op::Release { key: PresenceKey([2; 32]), clock_us: u64::MAX },
+            Op::Release { key: PresenceKey([2; 32]), clock_us: u64::MAX, clean: true },
+            Op::Release { key: PresenceKey([3; 32]), clock_us: 0, clean: false },
         ];
         let packed = pack_ops(&ops);
-        assert_eq!(packed.len(), 2 * PACKED_OP_LEN);
+        assert_eq!(packed.len(), 3 * PACKED_OP_LEN);
         assert_eq!(unpack_ops(&packed), Ok(ops.to_vec()));
-        assert_eq!(unpack_ops(&packed[1..]), Err(UnpackError::Length(2 * PACKED_OP_LEN - 1)));
+        assert_eq!(unpack_ops(&packed[1..]), Err(UnpackError::Length(3 * PACKED_OP_LEN - 1)));
         let mut bad = packed.to_vec();
         bad[0] = 0x3f;
         assert_eq!(unpack_ops(&bad), Err(UnpackError::Tag(0x3f)));

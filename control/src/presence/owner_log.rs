@@ -1,0 +1,266 @@
+//! This node's owner log: the only place where claims of this node are made, numbered and ended.
+//!
+//! Watch streams and the Raft proposer read it by sequence, from a bounded ring of recent operations or from a snapshot of the
+//! present claims. The node's own [`PresenceView`] follows it the same way, before a call here returns.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use causeway_proto::id::{BootId, Epoch, NodeId};
+use causeway_proto::presence::{ClaimKind, Op, PACKED_OP_LEN, PresenceKey, Rank, pack_ops};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::CLAIMS_PER_OWNER_MAX;
+use super::view::PresenceView;
+
+/// Operations kept for readers that resume: 16 s at the 2,000 operations/s a node may sustain (`threat-model.md` 4.4), 1.8 MB.
+pub const RING_OPS_MAX: usize = 32_768;
+
+/// Whose log, of which process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogIdentity {
+    /// The owner.
+    pub node: NodeId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its process.
+    pub boot_id: BootId,
+}
+
+/// The node holds [`CLAIMS_PER_OWNER_MAX`] claims: refuse the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this node holds {CLAIMS_PER_OWNER_MAX} claims, as many as it may")]
+pub struct OwnerLogFull;
+
+/// The ring does not reach back (or forward) to the sequence asked for: take a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("operations from sequence {asked} are not kept; the oldest kept is {oldest}")]
+pub struct TooOld {
+    /// The sequence asked for.
+    pub asked: u64,
+    /// The oldest sequence kept.
+    pub oldest: u64,
+}
+
+/// Consecutive operations of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Sequence of the first operation.
+    pub first_seq: u64,
+    /// Operations from there on; empty if there is nothing new.
+    pub ops: Vec<Op>,
+}
+
+impl Batch {
+    /// The sequence after the last operation: where to go on.
+    #[must_use]
+    pub const fn next_seq(&self) -> u64 {
+        self.first_seq + self.ops.len() as u64
+    }
+}
+
+/// All claims as of a sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnerSnapshot {
+    /// The last sequence included.
+    pub seq: u64,
+    /// Packed claims, sorted by key; a whole number of [`PACKED_OP_LEN`].
+    pub packed: Bytes,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    clock_us: u64,
+    home: bool,
+    kind: ClaimKind,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    seq: u64,
+    ring: VecDeque<Op>,
+    claims: BTreeMap<PresenceKey, Held>,
+    snapshot: Option<OwnerSnapshot>,
+}
+
+impl State {
+    fn append(&mut self, op: Op) {
+        if self.ring.len() == RING_OPS_MAX {
+            self.ring.pop_front();
+        }
+        self.ring.push_back(op);
+        self.seq += 1;
+        self.snapshot = None;
+    }
+
+    fn claim(&mut self, key: PresenceKey, held: Held) {
+        let Held { clock_us, home, kind } = held;
+        let old = self.claims.insert(key, held);
+        self.append(Op::Claim { key, clock_us, home, kind });
+        if let Some(old) = old {
+            self.append(Op::Release { key, clock_us: old.clock_us, clean: true });
+        }
+    }
+
+    fn oldest(&self) -> u64 {
+        self.seq + 1 - self.ring.len() as u64
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    identity: LogIdentity,
+    view: Arc<PresenceView>,
+    state: Mutex<State>,
+    last_seq: watch::Sender<u64>,
+}
+
+/// Handle to this node's owner log; cheap to clone, every call holds a lock for microseconds.
+#[derive(Debug, Clone)]
+pub struct OwnerLog {
+    inner: Arc<Inner>,
+}
+
+impl OwnerLog {
+    /// An empty log of this process, followed by `view`, which must be this node's.
+    #[must_use]
+    pub fn new(node: NodeId, epoch: Epoch, boot_id: BootId, view: Arc<PresenceView>) -> Self {
+        let identity = LogIdentity { node, epoch, boot_id };
+        view.open_own(identity);
+        Self { inner: Arc::new(Inner { identity, view, state: Mutex::default(), last_seq: watch::channel(0).0 }) }
+    }
+
+    /// Whose log this is.
+    #[must_use]
+    pub fn identity(&self) -> LogIdentity {
+        self.inner.identity
+    }
+
+    /// States that this node holds `key`; `now_us` is the wall clock, microseconds since the Unix epoch.
+    ///
+    /// A key that is claimed already gets a new rank: the new claim and the release of the old one go out in one batch.
+    ///
+    /// # Errors
+    /// [`OwnerLogFull`].
+    pub fn claim(&self, key: PresenceKey, kind: ClaimKind, home: bool, now_us: u64) -> Result<Rank, OwnerLogFull> {
+        let clock_us = {
+            let mut state = self.inner.state.lock();
+            if state.claims.len() >= CLAIMS_PER_OWNER_MAX && !state.claims.contains_key(&key) {
+                return Err(OwnerLogFull);
+            }
+            let clock_us = self.mint(now_us);
+            state.claim(key, Held { clock_us, home, kind });
+            clock_us
+        };
+        self.published();
+        Ok(self.rank(clock_us))
+    }
+
+    /// Changes whether a held key is home here; the claim gets a new rank if that is news. `None` if the key is not held.
+    pub fn set_home(&self, key: PresenceKey, home: bool, now_us: u64) -> Option<Rank> {
+        let clock_us = {
+            let mut state = self.inner.state.lock();
+            let held = *state.claims.get(&key)?;
+            if held.home == home {
+                return Some(self.rank(held.clock_us));
+            }
+            let clock_us = self.mint(now_us);
+            state.claim(key, Held { clock_us, home, kind: held.kind });
+            clock_us
+        };
+        self.published();
+        Some(self.rank(clock_us))
+    }
+
+    /// Ends the claim of exactly this rank; `clean` if the client closed the connection. Whether there was such a claim.
+    pub fn release(&self, key: PresenceKey, rank: Rank, clean: bool) -> bool {
+        {
+            let mut state = self.inner.state.lock();
+            if state.claims.get(&key).is_none_or(|held| held.clock_us != rank.clock_us) {
+                return false;
+            }
+            state.claims.remove(&key);
+            state.append(Op::Release { key, clock_us: rank.clock_us, clean });
+        }
+        self.published();
+        true
+    }
+
+    /// The last sequence; 0 before the first operation.
+    #[must_use]
+    pub fn last_seq(&self) -> u64 {
+        *self.inner.last_seq.borrow()
+    }
+
+    /// Claims held now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.state.lock().claims.len()
+    }
+
+    /// Whether no claim is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tells of each new last sequence, at once.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.inner.last_seq.subscribe()
+    }
+
+    /// Operations from sequence `seq` on, as many as pack into `max_bytes` (at least one if there is any).
+    ///
+    /// # Errors
+    /// [`TooOld`] if the ring does not hold `seq` and it is not the next one either.
+    pub fn ops_from(&self, seq: u64, max_bytes: usize) -> Result<Batch, TooOld> {
+        let state = self.inner.state.lock();
+        let oldest = state.oldest();
+        if seq < oldest || seq > state.seq + 1 {
+            return Err(TooOld { asked: seq, oldest });
+        }
+        let skip = usize::try_from(seq - oldest).unwrap_or(usize::MAX);
+        let ops = state.ring.iter().skip(skip).take((max_bytes / PACKED_OP_LEN).max(1)).copied().collect();
+        Ok(Batch { first_seq: seq, ops })
+    }
+
+    /// All claims as of the last sequence. Shared between readers until the next operation.
+    #[must_use]
+    pub fn snapshot(&self) -> OwnerSnapshot {
+        let mut state = self.inner.state.lock();
+        if let Some(snapshot) = &state.snapshot {
+            return snapshot.clone();
+        }
+        let ops: Vec<Op> = state
+            .claims
+            .iter()
+            .map(|(key, held)| Op::Claim { key: *key, clock_us: held.clock_us, home: held.home, kind: held.kind })
+            .collect();
+        let snapshot = OwnerSnapshot { seq: state.seq, packed: pack_ops(&ops) };
+        state.snapshot = Some(snapshot.clone());
+        snapshot
+    }
+
+    /// Called under the lock, so that the ranks of a key ascend in the log.
+    fn mint(&self, now_us: u64) -> u64 {
+        self.inner.view.clock().mint(now_us)
+    }
+
+    fn rank(&self, clock_us: u64) -> Rank {
+        Rank { clock_us, node: self.inner.identity.node }
+    }
+
+    /// Lets the own view catch up, then wakes the readers.
+    fn published(&self) {
+        self.inner.view.follow_own(self);
+        let seq = self.inner.state.lock().seq;
+        self.inner.last_seq.send_if_modified(|last| {
+            let news = seq > *last;
+            *last = seq.max(*last);
+            news
+        });
+    }
+}

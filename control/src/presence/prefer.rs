@@ -1,0 +1,118 @@
+//! The order of claims for an observer: a pure function of the valid claims and the observer, never of arrival order.
+//!
+//! An own proven connection comes before all of these; that is the router's business.
+
+use std::fmt;
+
+use causeway_proto::id::{Epoch, NodeId};
+use causeway_proto::presence::{ClaimKind, Rank};
+
+/// Whether and why an owner's claims count here (`docs/protocols/presence.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Validity {
+    /// This node's own claims.
+    Own,
+    /// The owner's watch stream is live here, in its highest known epoch.
+    Live,
+    /// A peer whose stream is live here hears the owner.
+    Vouched(NodeId),
+    /// Its stream was never live here in this epoch, and Raft has not fenced it.
+    Unfenced,
+    /// Its stream was live here and broke, and no peer hears it.
+    Lost,
+    /// Raft has fenced the epoch.
+    Fenced,
+}
+
+impl Validity {
+    /// Whether claims count.
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        !matches!(self, Self::Lost | Self::Fenced)
+    }
+
+    /// Whether the owner is this node or its watch stream is live here.
+    #[must_use]
+    pub const fn is_live(self) -> bool {
+        matches!(self, Self::Own | Self::Live)
+    }
+}
+
+impl fmt::Display for Validity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own => f.write_str("own client"),
+            Self::Live => f.write_str("watch stream live"),
+            Self::Vouched(peer) => write!(f, "heard by {peer}"),
+            Self::Unfenced => f.write_str("known by Raft, not fenced, not yet heard"),
+            Self::Lost => f.write_str("not valid: watch stream lost and nobody hears it"),
+            Self::Fenced => f.write_str("not valid: fenced by Raft"),
+        }
+    }
+}
+
+/// A claim as an observer sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// The claiming node.
+    pub node: NodeId,
+    /// When and where it was minted.
+    pub rank: Rank,
+    /// The client calls that connection its home.
+    pub home: bool,
+    /// The front door.
+    pub kind: ClaimKind,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+    /// Whether it counts, and why.
+    pub validity: Validity,
+    /// The owner is of the observer's region.
+    pub own_region: bool,
+    /// A stale notice hides it until its owner's log goes on.
+    pub hidden: bool,
+}
+
+/// Sort key: the greatest is preferred.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Preference {
+    usable: bool,
+    own: bool,
+    live: bool,
+    own_region: bool,
+    home: bool,
+    rank: Rank,
+}
+
+impl Candidate {
+    /// Whether the router may choose it.
+    #[must_use]
+    pub const fn is_usable(&self) -> bool {
+        self.validity.is_valid() && !self.hidden
+    }
+
+    /// Its place among the claims of one key: live stream, own region, home, greatest rank, in this order.
+    #[must_use]
+    pub fn preference(&self) -> Preference {
+        Preference {
+            usable: self.is_usable(),
+            own: self.validity == Validity::Own,
+            live: self.validity.is_live(),
+            own_region: self.own_region,
+            home: self.home,
+            rank: self.rank,
+        }
+    }
+
+    /// What decided its place, for operators.
+    #[must_use]
+    pub fn why(&self) -> String {
+        let mut why = self.validity.to_string();
+        for (holds, words) in [(self.own_region, "own region"), (self.home, "home"), (self.hidden, "hidden by a stale notice")] {
+            if holds {
+                why.push_str(", ");
+                why.push_str(words);
+            }
+        }
+        why
+    }
+}
