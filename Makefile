@@ -9,7 +9,7 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BINARIES := build -q -p causeway-node -p causeway-ops --bins
 TERRAFORM ?= $(shell command -v terraform || command -v tofu)
-TERRAFORM_MODULES := $(sort $(patsubst %/versions.tf,%,$(wildcard terraform/modules/*/versions.tf terraform/modules/region/*/versions.tf terraform/fleets/*/versions.tf)))
+TERRAFORM_MODULES := $(sort $(patsubst %/versions.tf,%,$(wildcard terraform/modules/*/versions.tf terraform/modules/region/*/versions.tf terraform/modules/region/*/node/versions.tf terraform/fleets/*/versions.tf)))
 
 # Terraform asks nothing, calls nobody and reads no personal configuration.
 terraform_env = CHECKPOINT_DISABLE=1 TF_IN_AUTOMATION=1 TF_CLI_CONFIG_FILE=/dev/null
@@ -55,7 +55,8 @@ deny:
 fix: ## Formats Rust and Terraform, applies what clippy can mend by itself
 	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
-	@if [ -n "$(TERRAFORM)" ]; then $(terraform_env) $(TERRAFORM) fmt -recursive terraform; fi
+	terraform/tests/readme-tables --write terraform
+	if [ -n "$(TERRAFORM)" ]; then $(terraform_env) $(TERRAFORM) fmt -recursive terraform; fi
 
 .PHONY: sim
 sim: ## Replays one seed of the simulations (SEED=n)
@@ -80,6 +81,7 @@ terraform-check: ## Formats (checks), validates and lints terraform/
 	export $(terraform_env)
 	$(TERRAFORM) fmt -check -recursive terraform
 	terraform/tests/forbidden-words terraform
+	terraform/tests/readme-tables --check terraform
 	for module in $(TERRAFORM_MODULES); do
 		$(TERRAFORM) -chdir=$$module init -backend=false -input=false -no-color >/dev/null
 		$(TERRAFORM) -chdir=$$module validate -no-color >/dev/null || { echo "$$module does not validate" >&2; exit 1; }
@@ -90,7 +92,7 @@ terraform-check: ## Formats (checks), validates and lints terraform/
 terraform-test: ## Runs `terraform test` in every module that has tests
 	@if [ -z "$(TERRAFORM)" ]; then echo "skipped: neither terraform nor tofu is installed"; exit 0; fi
 	export $(terraform_env)
-	for tests in $(sort $(wildcard terraform/modules/*/tests terraform/modules/region/*/tests)); do
+	for tests in $(sort $(wildcard terraform/modules/*/tests terraform/modules/region/*/tests terraform/modules/region/*/node/tests)); do
 		module=$$(dirname $$tests)
 		$(TERRAFORM) -chdir=$$module init -backend=false -input=false -no-color >/dev/null
 		$(TERRAFORM) -chdir=$$module test -no-color
