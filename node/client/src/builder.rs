@@ -1,0 +1,158 @@
+//! How a client is set up: who it is, where it connects, whom it trusts.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use causeway_proto::derp::info::ClientInfo;
+use causeway_proto::derpmap::DerpMap;
+use causeway_proto::id::RegionId;
+use causeway_proto::key::{MeshKey, NodePrivate};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::connection::{CONNECT_TIMEOUT, Connection, Login};
+use crate::dial::Endpoint;
+use crate::error::{ConfigError, ConnectError};
+use crate::region::{connect_region, find_region};
+use crate::tls::Trust;
+
+/// Where to connect.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Server {
+    /// One server.
+    Endpoint(Endpoint),
+    /// The first node of a region that answers.
+    Region {
+        /// Names its nodes.
+        map: Arc<DerpMap>,
+        /// The region.
+        region: RegionId,
+    },
+    /// The region that is nearest by measured latency; only for a reconnecting [`Client`](crate::Client).
+    Nearest {
+        /// Names the regions to choose from.
+        map: Arc<DerpMap>,
+    },
+}
+
+/// Sets up a [`Connection`] or a [`Client`](crate::Client).
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use causeway_client::{ClientBuilder, Endpoint, Event};
+/// use causeway_proto::key::NodePrivate;
+/// use tokio_util::{sync::CancellationToken, task::TaskTracker};
+///
+/// let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+/// let mut connection = ClientBuilder::new(NodePrivate::generate())
+///     .endpoint(Endpoint::new("derp.example.com:443")?)
+///     .connect(&tasks, &cancel)
+///     .await?;
+/// while let Event::Packet { src, payload } = connection.recv().await? {
+///     connection.sender().send(&src, &payload).await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    pub(crate) server: Option<Server>,
+    pub(crate) login: Login,
+}
+
+impl ClientBuilder {
+    /// A client with this key. It answers pings and calls its connection its home unless told otherwise.
+    #[must_use]
+    pub fn new(key: NodePrivate) -> Self {
+        let info = ClientInfo { can_ack_pings: true, ..ClientInfo::current() };
+        Self { server: None, login: Login { key, info, trust: None, preferred: true } }
+    }
+
+    /// Connects to one server.
+    #[must_use]
+    pub fn endpoint(mut self, endpoint: Endpoint) -> Self {
+        self.server = Some(Server::Endpoint(endpoint));
+        self
+    }
+
+    /// Connects to the first node of a region that answers.
+    #[must_use]
+    pub fn region(mut self, map: Arc<DerpMap>, region: RegionId) -> Self {
+        self.server = Some(Server::Region { map, region });
+        self
+    }
+
+    /// Connects to the region that is nearest by measured latency, and follows when another becomes clearly nearer.
+    #[must_use]
+    pub fn nearest(mut self, map: Arc<DerpMap>) -> Self {
+        self.server = Some(Server::Nearest { map });
+        self
+    }
+
+    /// Verifies servers by `trust` instead of the system's root certificates. Share one between many clients.
+    #[must_use]
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.login.trust = Some(trust);
+        self
+    }
+
+    /// Verifies servers by the certificates in a PEM file instead of the system's root certificates.
+    ///
+    /// # Errors
+    /// [`ConfigError::CaFileRead`], [`ConfigError::CaFileContent`].
+    pub fn ca_file(self, path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        Ok(self.trust(Trust::ca_file(path)?))
+    }
+
+    /// Whether the client says that it answers pings of the server, which it does in any case; true unless set.
+    #[must_use]
+    pub const fn can_ack_pings(mut self, can: bool) -> Self {
+        self.login.info.can_ack_pings = can;
+        self
+    }
+
+    /// Declares the client a prober.
+    #[must_use]
+    pub const fn prober(mut self, prober: bool) -> Self {
+        self.login.info.is_prober = prober;
+        self
+    }
+
+    /// Opaque name for the server's statistics.
+    #[must_use]
+    pub fn app_name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.login.info.app_name);
+        self
+    }
+
+    /// Logs in as a mesh peer. The key is sent to whoever holds the certificate: be sure of [`Self::trust`].
+    #[must_use]
+    pub fn mesh_key(mut self, key: MeshKey) -> Self {
+        self.login.info.mesh_key = Some(key);
+        self
+    }
+
+    /// Whether this connection is the client's home; true unless set. Side connections to the homes of peers say false.
+    #[must_use]
+    pub const fn preferred(mut self, preferred: bool) -> Self {
+        self.login.preferred = preferred;
+        self
+    }
+
+    /// Opens one connection, which never reconnects; its writer runs on `tasks` until it ends, at the latest when `cancel` is cancelled.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; [`ConfigError::NearestNeedsClient`] if no single region is named.
+    pub async fn connect(&self, tasks: &TaskTracker, cancel: &CancellationToken) -> Result<Connection, ConnectError> {
+        match &self.server {
+            None => Err(ConfigError::NoServer.into()),
+            Some(Server::Endpoint(endpoint)) => {
+                Connection::open(endpoint, None, &self.login, Instant::now() + CONNECT_TIMEOUT, tasks, cancel).await
+            }
+            Some(Server::Region { map, region }) => connect_region(find_region(map, *region)?, &self.login, tasks, cancel).await,
+            Some(Server::Nearest { .. }) => Err(ConfigError::NearestNeedsClient.into()),
+        }
+    }
+}
