@@ -14,12 +14,13 @@ pub mod mesh_server;
 pub mod peers;
 pub mod presence;
 pub mod status;
+pub mod watch;
 
 use std::sync::Arc;
 
 use causeway_proto::id::{BootId, Epoch};
 use rand::RngCore;
-use tokio::sync::watch;
+use tokio::sync;
 use tonic::service::Routes;
 
 pub use admin::{Admin, AdminError};
@@ -44,7 +45,7 @@ pub struct Handles {
     /// Random at each process start.
     pub boot_id: BootId,
     /// All known nodes, this one included.
-    pub nodes: watch::Receiver<Arc<NodeSet>>,
+    pub nodes: sync::watch::Receiver<Arc<NodeSet>>,
     /// Makes and accepts node-to-node connections, packet links as well.
     pub mesh_tls: Arc<MeshTls>,
     /// gRPC channels to other nodes.
@@ -56,7 +57,7 @@ pub struct Handles {
     /// What operators do.
     pub admin: Admin,
     /// Set when the process must stop.
-    pub fatal: watch::Receiver<Option<Fatal>>,
+    pub fatal: sync::watch::Receiver<Option<Fatal>>,
 }
 
 /// Starts the control plane.
@@ -86,8 +87,8 @@ impl ControlPlane {
         let trust = FleetTrust::new(&config.mesh_key, config.mesh_key_next.as_ref());
         let mesh_tls = Arc::new(MeshTls::new(trust, key));
         let own = NodeEntry { record, admitted: false, fenced: false };
-        let (_, nodes) = watch::channel(Arc::new(NodeSet::new(identity.node_id, [own])));
-        let (_, fatal) = watch::channel(None);
+        let (_, nodes) = sync::watch::channel(Arc::new(NodeSet::new(identity.node_id, [own])));
+        let (_, fatal) = sync::watch::channel(None);
         Ok(Handles {
             identity,
             epoch,

@@ -41,8 +41,9 @@ impl HybridClock {
     }
 
     /// Sets what is added to the local wall clock: 0, or the median offset of the peers once the local clock stepped.
-    pub fn set_correction_us(&self, correction_us: i64) {
-        self.correction_us.store(correction_us, Ordering::Relaxed);
+    /// Returns what it was.
+    pub fn set_correction_us(&self, correction_us: i64) -> i64 {
+        self.correction_us.swap(correction_us, Ordering::Relaxed)
     }
 
     /// Local wall time as ranks and the "1 h ahead" check use it.
