@@ -6,3 +6,4 @@ pub mod forward;
 pub mod ingress;
 pub mod limits;
 pub mod pump;
+pub mod router;

@@ -1,3 +1,14 @@
 //! The clients connected here: who holds which key, which of its connections is active and proven, who must hear that a peer is gone.
 
+pub mod connection;
+pub mod events;
+pub mod metrics;
+pub mod peer_gone;
+pub mod proven;
+pub mod registry;
 pub mod set;
+mod watchers;
+
+pub use connection::{ClientConnection, ClientFacts};
+pub use registry::{RegisterError, Registration, Registry, RegistryParts};
+pub use watchers::{TooManyWatchers, WATCHERS_MAX};

@@ -5,6 +5,7 @@
 pub mod accounting;
 pub mod chain;
 pub mod drop_reason;
+pub mod links;
 
 use causeway_proto::packet::Packet;
 

@@ -180,14 +180,8 @@ impl<C> Batch<C> {
     }
 }
 
-/// Most bytes of packets in one batch: four TLS records.
-pub(crate) const BATCH_BYTES: usize = 64 * 1024;
-
 /// Most control frames in one batch, so that a watcher's flood leaves room for packets.
 const BATCH_CONTROL: usize = 256;
-
-/// Bytes of a batch that liveness may take while data waits: three quarters.
-const LIVENESS_BYTES: usize = BATCH_BYTES / 4 * 3;
 
 /// Lane memory that an idle connection may keep; what a burst took beyond is given back.
 const IDLE_CAPACITY: usize = 4;
@@ -278,8 +272,8 @@ impl<C> Outbox<C> {
         self.wakes.notified().await;
     }
 
-    /// Takes the next batch. If there is nothing, notes that the writer goes to sleep; false if the lanes are closed.
-    pub(crate) fn pop(&self, batch: &mut Batch<C>) -> bool {
+    /// Takes the next batch, up to about `max_bytes` of packets. If there is nothing, notes that the writer goes to sleep; false if the lanes are closed.
+    pub(crate) fn pop(&self, batch: &mut Batch<C>, max_bytes: usize) -> bool {
         let mut guard = self.lanes.lock();
         let lanes = &mut *guard;
         if lanes.closed {
@@ -289,9 +283,10 @@ impl<C> Outbox<C> {
         let control = lanes.control.len().min(BATCH_CONTROL);
         batch.control.extend(lanes.control.drain(..control));
         let mut taken = 0;
-        let first_share = if lanes.data.is_empty() { BATCH_BYTES } else { LIVENESS_BYTES };
+        // Liveness goes first, but leaves a quarter to data that waits.
+        let first_share = if lanes.data.is_empty() { max_bytes } else { max_bytes / 4 * 3 };
         taken += pop_lane(&mut lanes.liveness, first_share, batch);
-        taken += pop_lane(&mut lanes.data, BATCH_BYTES.saturating_sub(taken), batch);
+        taken += pop_lane(&mut lanes.data, max_bytes.saturating_sub(taken), batch);
         lanes.bytes -= taken;
         lanes.writer_sleeps = batch.is_empty();
         if lanes.writer_sleeps {

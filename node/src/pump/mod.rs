@@ -3,9 +3,10 @@
 //!
 //! The wire format comes in as a [`reader::FrameHandler`] and a [`writer::Encode`]; nothing here knows DERP or the link protocol.
 
+mod buffers;
 pub mod lanes;
 pub mod reader;
-pub mod wake;
+pub(crate) mod wake;
 pub mod writer;
 
 use tokio::runtime::Handle;

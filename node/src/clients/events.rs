@@ -1,0 +1,94 @@
+//! Follows presence for the clients connected here: challenges their connections when another node claims their key, and tells them
+//! when a peer they talked to is gone.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use causeway_control::presence::{EventBatch, GoneTimers, PresenceEvent, PresenceView};
+use causeway_proto::id::NodeId;
+use causeway_proto::key::NodePublic;
+use causeway_proto::presence::PresenceKey;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use super::registry::Registry;
+
+/// Follows `view` until cancelled.
+pub async fn follow(registry: Arc<Registry>, view: Arc<PresenceView>, own: NodeId, cancel: CancellationToken) {
+    let mut events = view.subscribe();
+    let mut follower = Follower { registry, view, own, timers: GoneTimers::default() };
+    loop {
+        let due = follower.timers.poll_timeout().map(|(due, _)| due);
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            // Cancel safe: a batch that was not returned stays in the channel.
+            received = events.recv() => match received {
+                Ok(batch) => follower.apply(&batch, now()),
+                Err(RecvError::Lagged(_)) => follower.catch_up(now()),
+                Err(RecvError::Closed) => return,
+            },
+            () = sleep_until(due) => follower.tell_gone(now()),
+        }
+    }
+}
+
+struct Follower {
+    registry: Arc<Registry>,
+    view: Arc<PresenceView>,
+    own: NodeId,
+    timers: GoneTimers,
+}
+
+impl Follower {
+    fn apply(&mut self, batch: &EventBatch, now: Instant) {
+        for event in batch.iter() {
+            match event {
+                PresenceEvent::Claimed { key, rank, .. } => {
+                    self.timers.handle_claimed(key);
+                    if rank.node != self.own {
+                        self.registry.challenge(&client(key), now);
+                    }
+                }
+                PresenceEvent::LastClaimGone { key, clean } => {
+                    if self.timers.handle_gone(*key, *clean, rand::random(), now) {
+                        self.registry.peer_gone().peer_gone(client(key));
+                    }
+                }
+                // Claims that count again, or no longer while others do, ask nothing of clients.
+                _ => {}
+            }
+        }
+    }
+
+    /// Events were missed: looks afresh at every key that matters here.
+    fn catch_up(&mut self, now: Instant) {
+        for source in self.registry.peer_gone().sources() {
+            if !self.view.has_valid_claim(&source.into()) && self.timers.handle_gone(source.into(), false, rand::random(), now) {
+                self.registry.peer_gone().peer_gone(source);
+            }
+        }
+        let view = Arc::clone(&self.view);
+        self.registry.challenge_all(|key| view.prefer(&(*key).into(), &|_| false).is_some(), now);
+    }
+
+    fn tell_gone(&mut self, now: Instant) {
+        for key in self.timers.handle_timeout(|key| self.view.has_valid_claim(key), now) {
+            self.registry.peer_gone().peer_gone(client(&key));
+        }
+    }
+}
+
+const fn client(key: &PresenceKey) -> NodePublic {
+    NodePublic::from_bytes(key.0)
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -1,0 +1,367 @@
+//! Key -> connections. Readers (the router) look up the active connection without a lock; writers take the lock of the key's shard.
+//!
+//! Registration is one guard value: dropping it unregisters, publishes the release and moves the gauges.
+//! Lock order: shard, then the owner log or the watchers; neither calls back.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use causeway_control::WallClock;
+use causeway_control::presence::OwnerLog;
+use causeway_proto::derp::frame::Frame;
+use causeway_proto::key::NodePublic;
+use causeway_proto::presence::{ClaimKind, Rank};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{ClientConnection, ClientFacts};
+use super::metrics::ClientMetrics;
+use super::peer_gone::PeerGoneIndex;
+use super::proven::Proof;
+use super::set::ClientSet;
+use super::watchers::{TooManyWatchers, Watchers};
+use crate::forward::accounting::DeliveredTo;
+use crate::limits::bucket::{Rate, TokenBucket};
+use crate::pump::lanes::{LaneLimits, Outbox, PumpShared};
+
+/// Locks of the writers' side.
+const SHARDS: usize = 64;
+
+/// A change of home this soon after login is part of connecting, not a move (`derp.md` section 5.4).
+const HOME_MOVE_AFTER: Duration = Duration::from_secs(5);
+
+/// Why a client cannot be registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// The node claims as many keys as it may.
+    #[error("this node claims as many keys as it may")]
+    OwnerLogFull,
+}
+
+#[derive(Debug)]
+struct KeyState {
+    connections: ClientSet<Arc<ClientConnection>>,
+    /// The key's claim; none for the key of a stock mesh peer, which is nobody's client.
+    rank: Option<Rank>,
+    home: bool,
+    rate: Arc<Mutex<TokenBucket>>,
+}
+
+/// What a registry needs of the node around it.
+#[derive(Clone)]
+pub struct RegistryParts {
+    /// This node's owner log, on which every change is published.
+    pub owner_log: OwnerLog,
+    /// Wall time, for the ranks of claims.
+    pub clock: WallClock,
+    /// Books and memory of the pump.
+    pub pump: PumpShared,
+    /// Rate of one key's packets in payload bytes; `None` is no limit.
+    pub key_rate: Option<Rate>,
+}
+
+impl std::fmt::Debug for RegistryParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryParts").field("key_rate", &self.key_rate).finish_non_exhaustive()
+    }
+}
+
+/// The clients connected to this node.
+#[derive(Debug)]
+pub struct Registry {
+    parts: RegistryParts,
+    active: papaya::HashMap<NodePublic, Arc<ClientConnection>>,
+    hasher: RandomState,
+    shards: Vec<Mutex<HashMap<NodePublic, KeyState>>>,
+    next_id: AtomicU64,
+    watchers: Watchers,
+    peer_gone: Arc<PeerGoneIndex>,
+    metrics: ClientMetrics,
+}
+
+impl Registry {
+    /// An empty registry.
+    #[must_use]
+    pub fn new(parts: RegistryParts) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            active: papaya::HashMap::new(),
+            hasher: RandomState::new(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            next_id: AtomicU64::new(0),
+            watchers: Watchers::default(),
+            peer_gone: Arc::default(),
+            metrics: ClientMetrics::default(),
+        })
+    }
+
+    /// Registers a logged-in connection, which becomes the active one of its key, and claims the key if it is the first.
+    ///
+    /// # Errors
+    /// [`RegisterError`]; nothing is left behind.
+    pub fn register(
+        self: &Arc<Self>,
+        facts: ClientFacts,
+        cancel: CancellationToken,
+        now: Instant,
+    ) -> Result<Registration, RegisterError> {
+        let connection = Arc::new(self.connection(facts, cancel, now));
+        let mut shard = self.shard(&facts.key).lock();
+        if !shard.contains_key(&facts.key) {
+            let state = self.first_state(&facts, now)?;
+            shard.insert(facts.key, state);
+        }
+        let state = shard.get_mut(&facts.key).expect("just inserted if it was missing");
+        let evicted = state.connections.add(Arc::clone(&connection));
+        self.activate(state);
+        self.publish_home(facts.key, state);
+        self.metrics.connected(&facts, state.connections.len() > 1);
+        self.watchers.connected(&connection);
+        let rate = Arc::clone(&state.rate);
+        drop(shard);
+        if let Some(evicted) = evicted {
+            self.metrics.evicted.inc();
+            evicted.cancel.cancel();
+        }
+        Ok(Registration { registry: Arc::clone(self), connection, rate, clean: false })
+    }
+
+    /// Calls `use_it` with the active connection of `key`, if the key is connected here. Takes no lock.
+    pub fn with_active<R>(&self, key: &NodePublic, use_it: impl FnOnce(&Arc<ClientConnection>) -> R) -> Option<R> {
+        self.active.pin().get(key).map(use_it)
+    }
+
+    /// Notes that a frame came on this connection: it becomes the active one of its key.
+    pub fn note_frame(&self, connection: &Arc<ClientConnection>) {
+        if !connection.must_note_frames() {
+            return;
+        }
+        let mut shard = self.shard(&connection.facts.key).lock();
+        if let Some(state) = shard.get_mut(&connection.facts.key) {
+            if state.connections.heard(connection) {
+                self.activate(state);
+            }
+        }
+    }
+
+    /// Notes whether this connection is its client's home; the key's claim follows.
+    pub fn note_preferred(&self, connection: &Arc<ClientConnection>, preferred: bool, now: Instant) {
+        let mut shard = self.shard(&connection.facts.key).lock();
+        if connection.preferred.swap(preferred, Ordering::Relaxed) == preferred {
+            return;
+        }
+        self.metrics.home_changed(preferred, now.saturating_duration_since(connection.connected_at) > HOME_MOVE_AFTER);
+        if let Some(state) = shard.get_mut(&connection.facts.key) {
+            self.publish_home(connection.facts.key, state);
+        }
+    }
+
+    /// Closes every connection of `key`; false if there is none.
+    pub fn close_peer(&self, key: &NodePublic) -> bool {
+        let shard = self.shard(key).lock();
+        let Some(state) = shard.get(key) else { return false };
+        state.connections.iter().for_each(|connection| connection.cancel.cancel());
+        true
+    }
+
+    /// Another node claims `key`: every connection of it here must prove that it lives.
+    pub fn challenge(&self, key: &NodePublic, now: Instant) {
+        if self.active.pin().get(key).is_none() {
+            return;
+        }
+        let shard = self.shard(key).lock();
+        if let Some(state) = shard.get(key) {
+            state.connections.iter().for_each(|connection| connection.challenge(now));
+        }
+    }
+
+    /// Challenges everybody that `is_claimed_elsewhere`: after events were missed.
+    pub fn challenge_all(&self, is_claimed_elsewhere: impl Fn(&NodePublic) -> bool, now: Instant) {
+        let keys: Vec<NodePublic> = self.active.pin().keys().copied().collect();
+        keys.iter().filter(|key| is_claimed_elsewhere(key)).for_each(|key| self.challenge(key, now));
+    }
+
+    /// Streams to `watcher` who is connected here, from now on (`derp.md` section 5.7).
+    ///
+    /// # Errors
+    /// [`TooManyWatchers`].
+    pub fn watch(&self, watcher: &Arc<ClientConnection>) -> Result<(), TooManyWatchers> {
+        self.watchers.watch(watcher, |tell| {
+            for connection in self.active.pin().values() {
+                tell(connection);
+            }
+        })
+    }
+
+    /// Sends a frame to every connection, for example that the node restarts.
+    pub fn send_to_all(&self, frame: &Frame) {
+        for shard in &self.shards {
+            let connections: Vec<_> = shard.lock().values().flat_map(|state| state.connections.iter().cloned()).collect();
+            for connection in connections {
+                // A connection that cannot take it ends.
+                let _refused = connection.send(frame.clone());
+            }
+        }
+    }
+
+    /// Who must hear of departures.
+    #[must_use]
+    pub const fn peer_gone(&self) -> &Arc<PeerGoneIndex> {
+        &self.peer_gone
+    }
+
+    /// Keys connected here.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.active.len()
+    }
+
+    /// Whether nobody is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Connections that are their client's home.
+    #[must_use]
+    pub fn home_connections(&self) -> u64 {
+        u64::try_from(self.metrics.home_connections.get()).unwrap_or(0)
+    }
+
+    /// Stock mesh peers that watch.
+    #[must_use]
+    pub fn watchers(&self) -> usize {
+        self.watchers.len()
+    }
+
+    /// This area's metrics.
+    #[must_use]
+    pub const fn metrics(&self) -> &ClientMetrics {
+        &self.metrics
+    }
+
+    fn shard(&self, key: &NodePublic) -> &Mutex<HashMap<NodePublic, KeyState>> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    fn connection(&self, facts: ClientFacts, cancel: CancellationToken, now: Instant) -> ClientConnection {
+        let to = if facts.is_mesh_peer { DeliveredTo::StockMesh } else { DeliveredTo::Client };
+        ClientConnection {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            facts,
+            connected_at: now,
+            outbox: Outbox::new(LaneLimits::CLIENT, to, self.parts.pump.clone()),
+            cancel,
+            proof: Proof::new(now),
+            shares_key: AtomicBool::new(false),
+            is_active: AtomicBool::new(false),
+            preferred: AtomicBool::new(false),
+        }
+    }
+
+    fn first_state(&self, facts: &ClientFacts, now: Instant) -> Result<KeyState, RegisterError> {
+        let rank = if facts.is_mesh_peer {
+            None
+        } else {
+            let claimed = self.parts.owner_log.claim(facts.key.into(), ClaimKind::Derp, false, self.wall_us());
+            Some(claimed.map_err(|_| RegisterError::OwnerLogFull)?)
+        };
+        let rate = self.parts.key_rate.unwrap_or(Rate { per_second: u64::MAX, burst: u64::MAX });
+        let rate = Arc::new(Mutex::new(TokenBucket::new(rate, now)));
+        Ok(KeyState { connections: ClientSet::default(), rank, home: false, rate })
+    }
+
+    /// Makes the set's choice visible to readers and to the connections themselves.
+    fn activate(&self, state: &KeyState) {
+        let shares_key = state.connections.len() > 1;
+        let mut active = true;
+        for connection in state.connections.iter() {
+            connection.shares_key.store(shares_key, Ordering::Relaxed);
+            connection.is_active.store(active, Ordering::Relaxed);
+            if active {
+                self.active.pin().insert(connection.facts.key, Arc::clone(connection));
+            }
+            active = false;
+        }
+    }
+
+    fn publish_home(&self, key: NodePublic, state: &mut KeyState) {
+        let home = state.connections.iter().any(|connection| connection.preferred.load(Ordering::Relaxed));
+        if home == state.home || state.rank.is_none() {
+            return;
+        }
+        state.home = home;
+        state.rank = self.parts.owner_log.set_home(key.into(), home, self.wall_us());
+    }
+
+    fn unregister(&self, connection: &Arc<ClientConnection>, clean: bool) {
+        let key = connection.facts.key;
+        // Closed first: whoever still finds it gets its packet back instead of losing it.
+        connection.outbox.close();
+        self.metrics.disconnected(&connection.facts, connection.preferred.load(Ordering::Relaxed));
+        if connection.facts.is_mesh_peer {
+            self.watchers.forget(connection);
+        }
+        let mut shard = self.shard(&key).lock();
+        let Some(state) = shard.get_mut(&key) else { return };
+        if !state.connections.remove(connection) {
+            return;
+        }
+        if state.connections.is_empty() {
+            self.active.pin().remove(&key);
+            if let Some(rank) = state.rank {
+                self.parts.owner_log.release(key.into(), rank, clean);
+            }
+            shard.remove(&key);
+            self.watchers.gone(key);
+        } else {
+            self.activate(state);
+            self.publish_home(key, state);
+        }
+    }
+
+    fn wall_us(&self) -> u64 {
+        let since_epoch = (self.parts.clock)().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A registered connection; dropping it ends the registration.
+#[derive(Debug)]
+pub struct Registration {
+    registry: Arc<Registry>,
+    connection: Arc<ClientConnection>,
+    rate: Arc<Mutex<TokenBucket>>,
+    clean: bool,
+}
+
+impl Registration {
+    /// The connection.
+    #[must_use]
+    pub const fn connection(&self) -> &Arc<ClientConnection> {
+        &self.connection
+    }
+
+    /// Whether the key may send so many bytes now. Shared by all connections of the key.
+    #[must_use]
+    pub fn may_send(&self, bytes: usize, now: Instant) -> bool {
+        self.registry.parts.key_rate.is_none() || self.rate.lock().take(bytes as u64, now)
+    }
+
+    /// The client said goodbye: whoever talked to it may be told at once.
+    pub const fn closed_cleanly(&mut self) {
+        self.clean = true;
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry.unregister(&self.connection, self.clean);
+    }
+}
+
+#[cfg(test)]
+mod tests;
