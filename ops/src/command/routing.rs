@@ -1,0 +1,163 @@
+//! `causeway derpmap`, `causeway trace`, `causeway ping`.
+
+use causeway_rpc::v1;
+use serde::Serialize;
+
+use super::{Names, key_text, node_id_text};
+use crate::cli::KeyArg;
+use crate::connect::Settings;
+use crate::failure::Failure;
+use crate::output::{Output, Table, microseconds};
+
+/// Prints the DERP map.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn derp_map(settings: &Settings, output: &mut Output<'_>) -> Result<(), Failure> {
+    let mut operator = settings.connect().await?;
+    let document = operator.get_derp_map(v1::GetDerpMapRequest {}).await?.into_inner();
+    let map: serde_json::Value = serde_json::from_str(&document.json)
+        .map_err(|error| Failure::Failed(anyhow::anyhow!("the node's DERP map is no JSON: {error}")))?;
+    Ok(output.one(&map, || derp_map_table(&map))?)
+}
+
+fn derp_map_table(map: &serde_json::Value) -> String {
+    let mut table = Table::new(["REGION", "CODE", "NODE", "HOST", "IPV4", "IPV6", "DERP", "STUN"]);
+    let text = |value: &serde_json::Value, field: &str| match &value[field] {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Null => String::new(),
+        other => other.to_string(),
+    };
+    for region in map["Regions"].as_object().into_iter().flat_map(|regions| regions.values()) {
+        for node in region["Nodes"].as_array().into_iter().flatten() {
+            let port = |field: &str, default: &str| {
+                Some(text(node, field)).filter(|port| !port.is_empty() && port != "0").unwrap_or(default.to_owned())
+            };
+            table.row([
+                text(region, "RegionID"),
+                text(region, "RegionCode"),
+                text(node, "Name"),
+                text(node, "HostName"),
+                text(node, "IPv4"),
+                text(node, "IPv6"),
+                port("DERPPort", "443"),
+                port("STUNPort", "3478"),
+            ]);
+        }
+    }
+    table.to_string()
+}
+
+/// The way of a packet, as `causeway trace` prints it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Trace {
+    /// Key of the sender.
+    pub src: String,
+    /// Key of the receiver.
+    pub dst: String,
+    /// Whether it would arrive.
+    pub delivered: bool,
+    /// The nodes it would pass.
+    pub hops: Vec<Hop>,
+}
+
+/// One node on the way.
+#[derive(Debug, Clone, Serialize)]
+pub struct Hop {
+    /// Its name.
+    pub node: String,
+    /// 16 hex digits.
+    pub node_id: String,
+    /// origin, transit or target.
+    pub role: String,
+    /// deliver, forward or drop.
+    pub action: String,
+    /// Name of the next node, with forward.
+    pub next: String,
+    /// Name of the node that shall deliver.
+    pub target: String,
+    /// One sentence.
+    pub why: String,
+    /// With drop.
+    pub drop_reason: String,
+}
+
+impl Trace {
+    /// Asks a node which way a packet would take.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn ask(operator: &mut crate::connect::Operator, src: KeyArg, dst: KeyArg) -> Result<Self, Failure> {
+        let names = Names::fetch(operator).await?;
+        let key = |key: KeyArg| bytes::Bytes::copy_from_slice(key.0.as_bytes());
+        let response = operator.trace(v1::TraceRequest { src: key(src), dst: key(dst) }).await?.into_inner();
+        let hop = |hop: v1::ExplainResponse| Hop {
+            node: names.of(hop.node_id),
+            node_id: node_id_text(hop.node_id),
+            role: hop.role,
+            action: hop.action,
+            next: names.of(hop.next_hop),
+            target: names.of(hop.target),
+            why: hop.why,
+            drop_reason: hop.drop_reason,
+        };
+        Ok(Self {
+            src: key_text(src.0.as_bytes()),
+            dst: key_text(dst.0.as_bytes()),
+            delivered: response.delivered,
+            hops: response.hops.into_iter().map(hop).collect(),
+        })
+    }
+
+    /// `a-1 -> b-2`: the nodes passed.
+    #[must_use]
+    pub fn path(&self) -> String {
+        let names: Vec<&str> = self.hops.iter().map(|hop| hop.node.as_str()).collect();
+        names.join(" -> ")
+    }
+
+    fn text(&self) -> String {
+        let mut table = Table::new(["NODE", "ROLE", "ACTION", "WHY"]);
+        for hop in &self.hops {
+            let action = match hop.action.as_str() {
+                "forward" => format!("forward to {}", hop.next),
+                "drop" => format!("drop ({})", hop.drop_reason),
+                other => other.to_owned(),
+            };
+            table.row([hop.node.clone(), hop.role.clone(), action, hop.why.clone()]);
+        }
+        let verdict = if self.delivered { "delivered" } else { "not delivered" };
+        format!("{table}{verdict}: {}\n", self.path())
+    }
+}
+
+/// Prints the way of a packet. A packet that would not arrive is a result, not a failure.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn trace(src: KeyArg, dst: KeyArg, settings: &Settings, output: &mut Output<'_>) -> Result<(), Failure> {
+    let mut operator = settings.connect().await?;
+    let trace = Trace::ask(&mut operator, src, dst).await?;
+    Ok(output.one(&trace, || trace.text())?)
+}
+
+#[derive(Serialize)]
+struct Pong {
+    node: String,
+    node_id: String,
+    rtt_us: u64,
+}
+
+/// Measures round trips to a node.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn ping(node: &str, times: u32, settings: &Settings, output: &mut Output<'_>) -> Result<(), Failure> {
+    let mut operator = settings.connect().await?;
+    for _ in 0..times {
+        let response = operator.ping(v1::PingRequest { node: node.to_owned() }).await?.into_inner();
+        let pong = Pong { node: node.to_owned(), node_id: node_id_text(response.node_id), rtt_us: response.rtt_us };
+        output.event(&pong, || format!("{node} ({}) answered in {}", pong.node_id, microseconds(pong.rtt_us)))?;
+    }
+    Ok(())
+}
