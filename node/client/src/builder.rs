@@ -67,7 +67,7 @@ impl ClientBuilder {
     #[must_use]
     pub fn new(key: NodePrivate) -> Self {
         let info = ClientInfo { can_ack_pings: true, ..ClientInfo::current() };
-        Self { server: None, login: Login { key, info, trust: None, preferred: true } }
+        Self { server: None, login: Login { key, info, trust: None, preferred: true, watch: false } }
     }
 
     /// Connects to one server.
@@ -138,6 +138,13 @@ impl ClientBuilder {
     #[must_use]
     pub const fn preferred(mut self, preferred: bool) -> Self {
         self.login.preferred = preferred;
+        self
+    }
+
+    /// Asks right after each login for the presence of all clients of the node. Without a mesh key it asks nothing.
+    #[must_use]
+    pub const fn watch_connections(mut self, watch: bool) -> Self {
+        self.login.watch = watch;
         self
     }
 

@@ -134,6 +134,8 @@ pub(crate) struct Login {
     /// `None`: the system's roots.
     pub(crate) trust: Option<Trust>,
     pub(crate) preferred: bool,
+    /// Asks for all clients of the node right after the login; needs the mesh key.
+    pub(crate) watch: bool,
 }
 
 /// One established DERP connection.
@@ -195,9 +197,12 @@ impl Connection {
         });
         shared.outbox.set_limit(limit_of(&shared.info.server_info));
         let sender = Sender { shared: Arc::clone(&shared) };
+        // The outbox is empty: there is room.
         if login.preferred {
-            // The outbox is empty: there is room.
             sender.note_preferred(true).ok();
+        }
+        if login.watch {
+            sender.watch_connections().ok();
         }
         tasks.spawn(write_batches(Arc::clone(&shared), write));
         let silence = Box::pin(tokio::time::sleep(READ_TIMEOUT));

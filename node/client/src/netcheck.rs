@@ -1,0 +1,227 @@
+//! Measures the regions of a map: the sockets around `causeway_proto::netcheck`, which decides what to send and when to stop.
+//!
+//! STUN over UDP first; if not one answer came, HTTPS. ICMP, which stock clients try beside HTTPS, needs privileges and is left out.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use causeway_proto::derpmap::{DerpMap, Node, NodeAddress};
+use causeway_proto::id::RegionId;
+use causeway_proto::limits::STUN_DATAGRAM_LEN_MAX;
+use causeway_proto::netcheck::{Families, Family, Plan, Probe, REPORT_TIMEOUT, Report, StunProbes, fallback_nodes};
+use causeway_proto::stun::message::{TransactionId, binding_request, parse_binding_response};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::dial::{Endpoint, Transport, dial};
+use crate::http;
+use crate::tls::Trust;
+
+/// Regions measured over HTTPS at a time.
+const HTTPS_AT_ONCE: usize = 16;
+
+/// Largest body of an answer to a latency check; stock servers send none.
+const LATENCY_CHECK_LEN_MAX: usize = 4 * 1024;
+
+/// Measures all regions of a map that may be a home. Takes at most 5 s; less once enough is known.
+///
+/// `trust` verifies nodes measured over HTTPS; `None` means the system's roots.
+pub async fn measure_regions(map: &DerpMap, trust: Option<&Trust>) -> Report {
+    let sockets = Sockets::open().await;
+    let plan = Plan::full(map, sockets.families());
+    measure_with(map, plan, &sockets, trust).await
+}
+
+/// Measures what `plan` says, and over HTTPS if no UDP answer comes.
+async fn measure_with(map: &DerpMap, plan: Plan, sockets: &Sockets, trust: Option<&Trust>) -> Report {
+    let deadline = Instant::now() + REPORT_TIMEOUT;
+    let mut report = StunRun::new(map, plan, sockets).run().await;
+    if !report.udp() {
+        tracing::debug!("no answer over UDP: measuring over HTTPS");
+        measure_https(map, &mut report, deadline, trust).await;
+    }
+    report
+}
+
+/// As [`measure_regions`], but only the regions that matter if `last` is known: the fastest and the home.
+pub(crate) async fn measure_again(map: &DerpMap, last: Option<&Report>, home: Option<RegionId>, trust: Option<&Trust>) -> Report {
+    let sockets = Sockets::open().await;
+    let plan = match last {
+        Some(last) => Plan::incremental(map, sockets.families(), last, home),
+        None => Plan::full(map, sockets.families()),
+    };
+    measure_with(map, plan, &sockets, trust).await
+}
+
+/// One UDP socket per family that the host has.
+struct Sockets {
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+}
+
+impl Sockets {
+    async fn open() -> Self {
+        Self {
+            v4: UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok(),
+            v6: UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).await.ok(),
+        }
+    }
+
+    const fn families(&self) -> Families {
+        Families { v4: self.v4.is_some(), v6: self.v6.is_some() }
+    }
+
+    const fn of(&self, family: Family) -> Option<&UdpSocket> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+}
+
+/// What happens next in the STUN part.
+enum Step {
+    Resolved(Probe, Option<SocketAddr>),
+    Datagram(usize),
+    Timer,
+}
+
+/// The STUN part of one netcheck.
+struct StunRun<'a> {
+    nodes: HashMap<&'a str, &'a Node>,
+    sockets: &'a Sockets,
+    probes: StunProbes,
+    /// Sent and not answered.
+    sent: HashMap<TransactionId, (Probe, Instant)>,
+    /// Asked for, by region and family, and not answered: with none left nothing more can come.
+    awaited: BTreeSet<(RegionId, Family)>,
+}
+
+impl<'a> StunRun<'a> {
+    fn new(map: &'a DerpMap, plan: Plan, sockets: &'a Sockets) -> Self {
+        let nodes = map.regions.values().flat_map(|region| &region.nodes).map(|node| (node.name.as_str(), node)).collect();
+        let awaited = plan.probes.iter().map(|probe| (probe.region, probe.family)).collect();
+        let probes = StunProbes::new(plan, Instant::now().into_std());
+        Self { nodes, sockets, probes, sent: HashMap::new(), awaited }
+    }
+
+    async fn run(mut self) -> Report {
+        let (mut buf4, mut buf6) = ([0; STUN_DATAGRAM_LEN_MAX], [0; STUN_DATAGRAM_LEN_MAX]);
+        let mut resolving = FuturesUnordered::new();
+        while !self.awaited.is_empty() && !self.probes.is_done(Instant::now().into_std()) {
+            while let Some(probe) = self.probes.poll_transmit(Instant::now().into_std()) {
+                let node = self.nodes.get(probe.node.as_str()).copied();
+                resolving.push(resolve(node, probe));
+            }
+            let wake = self.probes.poll_timeout().map_or_else(Instant::now, |(at, _)| at.into());
+            // None of these loses anything when it is dropped: `recv` leaves the datagram, the stream its futures.
+            let (step, buf) = tokio::select! {
+                Some((probe, addr)) = resolving.next() => (Step::Resolved(probe, addr), &buf4),
+                len = recv(self.sockets.v4.as_ref(), &mut buf4) => (Step::Datagram(len), &buf4),
+                len = recv(self.sockets.v6.as_ref(), &mut buf6) => (Step::Datagram(len), &buf6),
+                () = sleep_until(wake) => (Step::Timer, &buf4),
+            };
+            match step {
+                Step::Resolved(probe, addr) => self.send(probe, addr),
+                Step::Datagram(len) => self.take(&buf[..len]),
+                Step::Timer => {}
+            }
+        }
+        self.probes.into_report()
+    }
+
+    fn send(&mut self, probe: Probe, addr: Option<SocketAddr>) {
+        let transaction: TransactionId = rand::random();
+        let request = binding_request(&transaction);
+        let sent = match (self.sockets.of(probe.family), addr) {
+            (Some(socket), Some(addr)) => socket.try_send_to(&request, addr).is_ok(),
+            _ => false,
+        };
+        if sent {
+            self.sent.insert(transaction, (probe, Instant::now()));
+        } else {
+            // No address or no route in this family: nothing to wait for.
+            self.awaited.remove(&(probe.region, probe.family));
+        }
+    }
+
+    fn take(&mut self, datagram: &[u8]) {
+        let Ok((transaction, global)) = parse_binding_response(datagram) else {
+            return;
+        };
+        let Some((probe, sent)) = self.sent.remove(&transaction) else {
+            return;
+        };
+        self.awaited.remove(&(probe.region, probe.family));
+        self.probes.handle_answer(&probe, sent.elapsed(), global, Instant::now().into_std());
+    }
+}
+
+async fn resolve(node: Option<&Node>, probe: Probe) -> (Probe, Option<SocketAddr>) {
+    let addr = match node {
+        Some(node) => stun_addr(node, probe.family).await,
+        None => None,
+    };
+    (probe, addr)
+}
+
+/// Where a node answers STUN in this family.
+async fn stun_addr(node: &Node, family: Family) -> Option<SocketAddr> {
+    let port = node.stun_port()?;
+    let of_family = |ip: &IpAddr| ip.is_ipv4() == (family == Family::V4);
+    if !node.stun_test_ip.is_empty() {
+        let ip = node.stun_test_ip.parse().ok().filter(of_family)?;
+        return Some(SocketAddr::new(ip, port));
+    }
+    let fixed = match family {
+        Family::V4 => match node.ipv4() {
+            NodeAddress::Fixed(ip) => Some(ip.into()),
+            NodeAddress::Disabled => return None,
+            NodeAddress::Dns => None,
+        },
+        Family::V6 => match node.ipv6() {
+            NodeAddress::Fixed(ip) => Some(ip.into()),
+            NodeAddress::Disabled => return None,
+            NodeAddress::Dns => None,
+        },
+    };
+    if let Some(ip) = fixed {
+        return Some(SocketAddr::new(ip, port));
+    }
+    let mut found = tokio::net::lookup_host((node.host_name.as_str(), port)).await.ok()?;
+    found.find(|addr| of_family(&addr.ip()))
+}
+
+/// Waits for a datagram; for ever without a socket. Errors (an unreachable port reported back) are no answers.
+async fn recv(socket: Option<&UdpSocket>, buf: &mut [u8]) -> usize {
+    match socket {
+        Some(socket) => socket.recv(buf).await.unwrap_or(0),
+        None => std::future::pending().await,
+    }
+}
+
+async fn measure_https(map: &DerpMap, report: &mut Report, deadline: Instant, trust: Option<&Trust>) {
+    let endpoints: Vec<_> = fallback_nodes(map).filter_map(|(region, node)| Some((region, Endpoint::of_node(node)?))).collect();
+    let measured = futures::stream::iter(endpoints)
+        .map(|(region, endpoint)| async move { Some((region, https_latency(&endpoint, trust).await?)) })
+        .buffer_unordered(HTTPS_AT_ONCE);
+    let mut measured = std::pin::pin!(measured);
+    while let Ok(Some(one)) = timeout_at(deadline, measured.next()).await {
+        if let Some((region, latency)) = one {
+            report.add_fallback(region, latency);
+        }
+    }
+}
+
+/// The time of one request over a connection that is already there.
+async fn https_latency(endpoint: &Endpoint, trust: Option<&Trust>) -> Option<Duration> {
+    let (stream, _) = dial(endpoint).await.ok()?;
+    let (mut transport, _) = Transport::new(stream, endpoint, trust).await.ok()?;
+    let started = Instant::now();
+    let answer = http::get(&mut transport, &endpoint.host_header(), "/derp/latency-check", LATENCY_CHECK_LEN_MAX).await;
+    let (status, _) = answer.ok()?;
+    (status <= 299).then(|| started.elapsed())
+}
