@@ -337,3 +337,6 @@ fn is_cert_name(name: &str) -> bool {
         None => name.is_empty() || is_host_name(name),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,3 +26,5 @@ pub mod netcheck;
 pub mod packet;
 pub mod presence;
 pub mod stun;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -291,11 +291,12 @@ fn parse(frame_type: FrameType, mut payload: BytesMut) -> Result<Option<Frame>, 
 /// Parts that are missing were not told (`derp.md` section 3.1).
 fn parse_peer_present(mut reader: Reader<'_>) -> Result<Frame, UnexpectedEnd> {
     let peer = reader.key()?;
-    let addr = match (reader.array::<16>(), reader.u16()) {
-        (Ok(ip), Ok(port)) if ip != [0; 16] => Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(ip)).to_canonical(), port)),
-        _ => None,
+    let Ok([ip @ .., p0, p1]) = reader.array::<18>() else {
+        return Ok(Frame::PeerPresent { peer, addr: None, flags: PresentFlags(0) });
     };
-    Ok(Frame::PeerPresent { peer, addr, flags: PresentFlags(reader.u8().unwrap_or(0)) })
+    let addr = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(ip)).to_canonical(), u16::from_be_bytes([p0, p1]));
+    let flags = PresentFlags(reader.u8().unwrap_or(0));
+    Ok(Frame::PeerPresent { peer, addr: (ip != [0; 16]).then_some(addr), flags })
 }
 
 fn take_key(payload: &mut BytesMut) -> Result<NodePublic, UnexpectedEnd> {
@@ -308,3 +309,6 @@ fn freeze(payload: BytesMut) -> Bytes {
     // An empty slice would still hold the whole read buffer.
     if payload.is_empty() { Bytes::new() } else { payload.freeze() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,3 +176,6 @@ impl<'de> Deserialize<'de> for MeshKeyField {
         Ok(Self(text.parse().ok()))
     }
 }
+
+#[cfg(test)]
+mod tests;

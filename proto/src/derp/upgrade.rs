@@ -167,7 +167,8 @@ fn split_target(target: &str) -> (&str, &str) {
         _ => target,
     };
     let target = target.split_once('#').map_or(target, |(before, _)| before);
-    target.split_once('?').unwrap_or((target, ""))
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    (if path.is_empty() { "/" } else { path }, query)
 }
 
 fn own_headers(headers: &[httparse::Header<'_>]) -> Vec<(String, String)> {
@@ -297,3 +298,6 @@ impl ResponseHead {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests;

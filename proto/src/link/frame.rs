@@ -455,3 +455,6 @@ fn put_header(frame_type: LinkFrameType, body_len: usize, out: &mut BytesMut) {
     out.put_u32(u32::try_from(body_len).unwrap_or(u32::MAX));
     out.put_u8(frame_type as u8);
 }
+
+#[cfg(test)]
+mod tests;

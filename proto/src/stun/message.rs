@@ -225,3 +225,6 @@ fn ipv6_mask(transaction: &TransactionId) -> u128 {
     mask[4..].copy_from_slice(transaction);
     u128::from_be_bytes(mask)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,3 +11,6 @@ pub enum Step<Again, Done> {
     /// The phase is over.
     Done(Done),
 }
+
+#[cfg(test)]
+mod tests;
