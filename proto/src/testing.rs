@@ -141,7 +141,7 @@ pub fn op() -> impl Strategy<Value = Op> {
             home,
             kind
         }),
-        (presence_key(), any::<u64>()).prop_map(|(key, clock_us)| Op::Release { key, clock_us }),
+        (presence_key(), any::<u64>(), any::<bool>()).prop_map(|(key, clock_us, clean)| Op::Release { key, clock_us, clean }),
     ]
 }
 
