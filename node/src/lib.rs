@@ -4,6 +4,8 @@ pub mod clients;
 pub mod config;
 pub mod forward;
 pub mod ingress;
+pub mod lifecycle;
 pub mod limits;
 pub mod pump;
 pub mod router;
+pub mod telemetry;

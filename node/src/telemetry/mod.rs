@@ -1,0 +1,6 @@
+//! What the process says of itself: logs, metrics, traces.
+
+pub mod exporter;
+pub mod logs;
+pub mod process;
+pub mod traces;
