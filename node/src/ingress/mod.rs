@@ -1,3 +1,8 @@
 //! The front doors.
 
 pub mod derp;
+pub mod http;
+pub mod listener;
+pub mod metrics;
+pub mod stun;
+pub mod tls;

@@ -1,0 +1,226 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+
+use causeway_proto::derpmap::DerpMap;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::super::DerpMapDocument;
+use super::*;
+use crate::ingress::metrics::IngressMetrics;
+use crate::lifecycle::health::Health;
+use crate::telemetry::exporter::{Exporter, registry};
+
+fn site(health: Health) -> (Site, watch::Sender<Arc<DerpMap>>) {
+    let (maps, receiver) = watch::channel(Arc::new(DerpMap::default()));
+    let site = Site {
+        node_name: "a-1".into(),
+        host_name: "a-1.example".into(),
+        https_port: 443,
+        derp_map: DerpMapDocument::new(receiver),
+        health,
+        exporter: Exporter::new(registry()),
+        metrics: IngressMetrics::default(),
+    };
+    (site, maps)
+}
+
+/// Sends `request` over a real socket, ends the sending side, and returns all bytes of the answer and how serving ended.
+async fn exchange_as(door: Door, site: &Site, remote: &str, request: &[u8]) -> (String, Ended<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let talk = async {
+        client.write_all(request).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        // A server that closes with bytes unread may reset.
+        drop(client.read_to_end(&mut answer).await);
+        String::from_utf8(answer).unwrap()
+    };
+    let serving = async {
+        match serve(server, door, site, SocketAddr::new(remote.parse().unwrap(), 9), deadline).await {
+            // The stream is dropped here, so that the client sees its end.
+            Ended::Closed(reason) => Ended::Closed(reason),
+            Ended::Derp { mut io, buffered, head } => {
+                io.shutdown().await.unwrap();
+                Ended::Derp { io, buffered, head }
+            }
+        }
+    };
+    tokio::join!(talk, serving)
+}
+
+async fn exchange(request: &str) -> String {
+    let (site, _maps) = site(Health::default());
+    exchange_as(Door::Derp, &site, "192.0.2.9", request.as_bytes()).await.0
+}
+
+#[tokio::test]
+async fn endpoints_answer_byte_for_byte() {
+    const CLOSE: &str = "Connection: close\r\n\r\n";
+    let cases = [
+        ("GET /derp/probe", format!("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 0\r\n{CLOSE}")),
+        (
+            "HEAD /derp/latency-check",
+            format!("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 0\r\n{CLOSE}"),
+        ),
+        (
+            "POST /derp/probe",
+            format!(
+                "HTTP/1.1 405 Method Not Allowed\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n\
+                 Content-Length: 19\r\n{CLOSE}bogus probe method\n"
+            ),
+        ),
+        (
+            "GET /derp",
+            format!(
+                "HTTP/1.1 426 Upgrade Required\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n\
+                 Content-Length: 33\r\n{CLOSE}DERP requires connection upgrade\n"
+            ),
+        ),
+        (
+            "PUT /generate_204?t=1",
+            format!(
+                "HTTP/1.1 204 No Content\r\nCache-Control: no-cache, no-store, must-revalidate, no-transform, max-age=0\r\n{CLOSE}"
+            ),
+        ),
+        (
+            "GET /healthz",
+            format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 3\r\n{CLOSE}ok\n"),
+        ),
+        ("HEAD /healthz", format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 3\r\n{CLOSE}")),
+    ];
+    for (request, expected) in cases {
+        assert_eq!(exchange(&format!("{request} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await, expected, "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_challenge_is_echoed_only_if_it_is_well_formed() {
+    let long = "x".repeat(65);
+    for (challenge, echoed) in
+        [("ts_192.0.2.1", true), ("a:B-9._", true), ("", false), ("two words", false), (long.as_str(), false), ("<b>", false)]
+    {
+        let answer = exchange(&format!("GET /generate_204 HTTP/1.0\r\nX-Tailscale-Challenge: {challenge}\r\n\r\n")).await;
+        let line = format!("\r\nX-Tailscale-Response: response {challenge}\r\n");
+        assert_eq!(answer.contains(&line), echoed, "{challenge}: {answer}");
+        assert_eq!(answer.contains("X-Tailscale-Response"), echoed, "{challenge}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn only_probes_are_readable_across_origins_and_pages_are_guarded() {
+    for path in ["/", "/anything", "/robots.txt", "/derpmap", "/generate_204", "/healthz"] {
+        let answer = exchange(&format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+        assert!(!answer.contains("Access-Control"), "{path}: {answer}");
+        assert!(answer.starts_with("HTTP/1.1 20"), "{path}: {answer}");
+        let page = matches!(path, "/" | "/anything" | "/robots.txt");
+        assert_eq!(answer.contains("X-Frame-Options: DENY"), page, "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_derp_map_has_a_tag_that_follows_its_content() {
+    let (site, maps) = site(Health::default());
+    let request = async |tag: &str| {
+        let request = format!("GET /derpmap HTTP/1.1\r\nIf-None-Match: {tag}\r\nConnection: close\r\n\r\n");
+        exchange_as(Door::Derp, &site, "192.0.2.9", request.as_bytes()).await.0
+    };
+    let first = request("\"other\"").await;
+    assert!(first.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"), "{first}");
+    let tag = first.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap().to_owned();
+    assert!(request(&tag).await.starts_with("HTTP/1.1 304 Not Modified\r\n"));
+    assert!(request(&format!("\"x\", W/{tag}")).await.starts_with("HTTP/1.1 304"));
+    maps.send(Arc::new(DerpMap { omit_default_regions: true, ..DerpMap::default() })).unwrap();
+    assert!(request(&tag).await.starts_with("HTTP/1.1 200 OK\r\n"), "another map");
+}
+
+#[tokio::test]
+async fn a_connection_serves_several_requests_and_skips_bodies() {
+    let requests = "GET /healthz HTTP/1.1\r\n\r\nPOST /healthz HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET /\
+                    GET /derp/probe HTTP/1.1\r\nConnection: close\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n";
+    let answer = exchange(requests).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 3, "the one after close is not answered: {answer}");
+    let encoded = exchange("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n").await;
+    assert_eq!(encoded.matches("HTTP/1.1 ").count(), 1, "an encoded body ends the connection: {encoded}");
+}
+
+#[tokio::test]
+async fn an_upgrade_hands_over_every_byte_after_the_head() {
+    let (site, _maps) = site(Health::default());
+    let request =
+        b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nDerp-Fast-Start: 1\r\nIdeal-Node: b-2\r\n\r\n\x02\x00\x00\x00\x01x";
+    let (answer, ended) = exchange_as(Door::Derp, &site, "192.0.2.9", request).await;
+    let Ended::Derp { buffered, head, .. } = ended else { panic!("not upgraded: {ended:?}") };
+    assert_eq!((answer.as_str(), &buffered[..]), ("", &b"\x02\x00\x00\x00\x01x"[..]));
+    assert!(head.fast_start() && head.ideal_node() == Some("b-2"));
+}
+
+#[tokio::test]
+async fn plain_http_redirects_strangers_and_serves_loopback() {
+    let (site, _maps) = site(Health::default());
+    let upgrade = b"GET /derp HTTP/1.1\r\nHost: relay.example:80\r\nUpgrade: DERP\r\nConnection: close\r\n\r\n";
+    let (answer, ended) = exchange_as(Door::Plain, &site, "192.0.2.9", upgrade).await;
+    assert!(matches!(ended, Ended::Closed(None)));
+    assert!(answer.starts_with("HTTP/1.1 302 Found\r\nLocation: https://relay.example/derp\r\n"), "{answer}");
+    for loopback in ["127.0.0.1", "::1", "::ffff:127.0.0.2"] {
+        assert!(matches!(exchange_as(Door::Plain, &site, loopback, upgrade).await.1, Ended::Derp { .. }), "{loopback}");
+    }
+    let (answer, _) = exchange_as(Door::Plain, &site, "192.0.2.9", b"GET /a?b=c HTTP/1.0\r\nHost: <script>\r\n\r\n").await;
+    assert!(answer.contains("Location: https://a-1.example/a?b=c\r\n"), "{answer}");
+    let (answer, _) = exchange_as(Door::Plain, &site, "192.0.2.9", b"POST /a HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n") && answer.ends_with("Use HTTPS\n"), "{answer}");
+    let (answer, _) = exchange_as(Door::Plain, &site, "192.0.2.9", b"GET /generate_204 HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+}
+
+#[tokio::test]
+async fn only_the_metrics_door_says_why_a_node_is_not_ready() {
+    let health = Health::default();
+    health.add(|| vec!["the Raft quorum is lost".into()]);
+    let (site, _maps) = site(health);
+    let request = b"GET /readyz HTTP/1.0\r\n\r\n";
+    let (public, _) = exchange_as(Door::Derp, &site, "192.0.2.9", request).await;
+    assert!(public.starts_with("HTTP/1.1 503 ") && !public.contains("quorum"), "{public}");
+    let (private, _) = exchange_as(Door::Metrics, &site, "192.0.2.9", request).await;
+    assert!(private.starts_with("HTTP/1.1 503 ") && private.contains("the Raft quorum is lost"), "{private}");
+    let (metrics, _) = exchange_as(Door::Metrics, &site, "192.0.2.9", b"GET /metrics HTTP/1.0\r\n\r\n").await;
+    assert!(metrics.contains("causeway_process_open_fds") && metrics.ends_with("# EOF\n"), "{metrics}");
+    let (hidden, _) = exchange_as(Door::Derp, &site, "192.0.2.9", b"GET /metrics HTTP/1.0\r\n\r\n").await;
+    assert!(!hidden.contains("causeway_process"), "no metrics on a public listener: {hidden}");
+}
+
+#[tokio::test]
+async fn bad_heads_are_refused_with_a_counted_reason() {
+    let (site, _maps) = site(Health::default());
+    let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9000));
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(65));
+    for (request, status, reason) in [
+        (long.as_str(), "431", "http_head_too_long"),
+        (many.as_str(), "431", "http_headers_too_many"),
+        ("\x16\x03\x01 nonsense\r\n\r\n", "400", "http_malformed"),
+        ("GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "400", "http_length_ambiguous"),
+        ("GET / HT", "", "http_cut_short"),
+    ] {
+        let (answer, ended) = exchange_as(Door::Derp, &site, "192.0.2.9", request.as_bytes()).await;
+        assert!(matches!(ended, Ended::Closed(Some(why)) if why == reason), "{reason}: {ended:?}");
+        assert!(
+            answer.is_empty() && status.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{reason}: {answer}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_does_not_come_ends_after_its_deadline() {
+    let (site, _maps) = site(Health::default());
+    let (mut client, server) = tokio::io::duplex(1024);
+    client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    let started = Instant::now();
+    let ended = serve(server, Door::Derp, &site, "192.0.2.9:1".parse().unwrap(), started + Duration::from_secs(60)).await;
+    assert!(matches!(ended, Ended::Closed(Some("http_head_timeout"))), "{ended:?}");
+    assert_eq!(started.elapsed(), HEAD_DEADLINE);
+}

@@ -1,0 +1,92 @@
+//! A response as a value, and the one place that writes it.
+
+use std::borrow::Cow;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// `Content-Type` of plain text.
+pub const TEXT: &str = "text/plain; charset=utf-8";
+
+/// A complete response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// In the order written. No value holds a line break.
+    pub headers: Vec<(&'static str, Cow<'static, str>)>,
+    /// Its length is written as `Content-Length`.
+    pub body: Bytes,
+}
+
+impl Response {
+    /// A response without body.
+    #[must_use]
+    pub const fn empty(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    /// A response with a body of this type.
+    #[must_use]
+    pub fn new(status: u16, content_type: impl Into<Cow<'static, str>>, body: impl Into<Bytes>) -> Self {
+        Self { status, headers: vec![("Content-Type", content_type.into())], body: body.into() }
+    }
+
+    /// A refusal in plain text, in the form stock servers use.
+    #[must_use]
+    pub fn error(status: u16, message: &str) -> Self {
+        Self::new(status, TEXT, format!("{message}\n")).with("X-Content-Type-Options", "nosniff")
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        let value = value.into();
+        debug_assert!(!value.contains(['\r', '\n']), "a header value is one line");
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The bytes on the wire; of an answer to HEAD only the head.
+    #[must_use]
+    pub fn encode(&self, head_only: bool, keep_alive: bool) -> Bytes {
+        let mut out = BytesMut::with_capacity(256 + self.body.len());
+        out.put_slice(format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status)).as_bytes());
+        for (name, value) in &self.headers {
+            for part in [name, ": ", value, "\r\n"] {
+                out.put_slice(part.as_bytes());
+            }
+        }
+        // 204 and 304 have no body by definition.
+        if !matches!(self.status, 204 | 304) {
+            out.put_slice(format!("Content-Length: {}\r\n", self.body.len()).as_bytes());
+        }
+        if !keep_alive {
+            out.put_slice(b"Connection: close\r\n");
+        }
+        out.put_slice(b"\r\n");
+        if !head_only {
+            out.put_slice(&self.body);
+        }
+        out.freeze()
+    }
+}
+
+const fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        204 => "No Content",
+        302 => "Found",
+        304 => "Not Modified",
+        400 => "Bad Request",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        413 => "Content Too Large",
+        426 => "Upgrade Required",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        _ => "Unknown",
+    }
+}

@@ -1,0 +1,127 @@
+//! Metrics of the front doors: `causeway_ingress_*` and `causeway_stun_*`.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Door {
+    door: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Refused {
+    door: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Request {
+    route: &'static str,
+    status: u32,
+}
+
+/// All of them. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct IngressMetrics {
+    accepted: Family<Door, Counter>,
+    accept_errors: Family<Door, Counter>,
+    shed: Family<Door, Counter>,
+    refused: Family<Refused, Counter>,
+    tls_handshakes: Family<Outcome, Counter>,
+    certificate_expiry: Gauge,
+    certificate_reloads: Family<Outcome, Counter>,
+    requests: Family<Request, Counter>,
+    stun: Family<Outcome, Counter>,
+}
+
+impl IngressMetrics {
+    /// Adds them to the registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let ingress = registry.sub_registry_with_prefix("ingress");
+        ingress.register("accepted_connections", "Connections accepted", self.accepted.clone());
+        ingress.register("accept_errors", "Failures to accept a connection", self.accept_errors.clone());
+        ingress.register("shed_connections", "Connections closed for want of descriptors", self.shed.clone());
+        ingress.register(
+            "refused_connections",
+            "Connections closed on arrival or before they were upgraded",
+            self.refused.clone(),
+        );
+        ingress.register("tls_handshakes", "TLS handshakes with clients", self.tls_handshakes.clone());
+        ingress.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the DERP certificate expires",
+            self.certificate_expiry.clone(),
+        );
+        ingress.register("certificate_reloads", "Attempts to load a changed DERP certificate", self.certificate_reloads.clone());
+        ingress.register("http_requests", "HTTP requests answered", self.requests.clone());
+        registry.register("stun_datagrams", "Datagrams on the STUN port by what became of them", self.stun.clone());
+    }
+
+    /// The counters of one listener's accept loop.
+    #[must_use]
+    pub fn accept(&self, door: &'static str) -> AcceptMetrics {
+        let of = |family: &Family<Door, Counter>| family.get_or_create(&Door { door }).clone();
+        AcceptMetrics { accepted: of(&self.accepted), failed: of(&self.accept_errors), shed: of(&self.shed) }
+    }
+
+    /// Counts a connection that was closed on arrival or before it was upgraded.
+    pub fn refused(&self, door: &'static str, reason: &'static str) {
+        self.refused.get_or_create(&Refused { door, reason }).inc();
+    }
+
+    /// Counts a TLS handshake with a client.
+    pub fn tls_handshake(&self, outcome: &'static str) {
+        self.tls_handshakes.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Notes when the DERP certificate expires, in seconds since the Unix epoch.
+    pub fn certificate_expires(&self, at: i64) {
+        self.certificate_expiry.set(at);
+    }
+
+    /// Counts an attempt to load a changed certificate.
+    pub fn certificate_reloaded(&self, outcome: &'static str) {
+        self.certificate_reloads.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts an answered HTTP request.
+    pub fn request(&self, route: &'static str, status: u16) {
+        self.requests.get_or_create(&Request { route, status: status.into() }).inc();
+    }
+
+    /// The counter of a disposition of STUN datagrams.
+    #[must_use]
+    pub fn stun(&self, outcome: &'static str) -> Counter {
+        self.stun.get_or_create(&Outcome { outcome }).clone()
+    }
+}
+
+/// Counters of one accept loop.
+#[derive(Clone, Debug)]
+pub struct AcceptMetrics {
+    accepted: Counter,
+    failed: Counter,
+    shed: Counter,
+}
+
+impl AcceptMetrics {
+    pub(super) fn accepted(&self) {
+        self.accepted.inc();
+    }
+
+    pub(super) fn failed(&self) {
+        self.failed.inc();
+    }
+
+    pub(super) fn shed(&self) {
+        self.shed.inc();
+    }
+}
