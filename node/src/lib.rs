@@ -1,11 +1,13 @@
 //! A Causeway node as a library; `causewayd` is a thin binary on it.
 
+pub mod admission;
 pub mod clients;
 pub mod config;
 pub mod forward;
 pub mod ingress;
 pub mod lifecycle;
 pub mod limits;
+pub mod mesh;
 pub mod pump;
 pub mod router;
 pub mod telemetry;

@@ -1,7 +1,6 @@
 //! Writes a connection: drains the lanes into one buffer, one write per batch.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -99,7 +98,7 @@ pub enum WriterEnd {
 /// Writes until the connection ends, then closes the lanes, so that everything queued is accounted for.
 pub async fn run<W, E>(
     mut io: W,
-    outbox: Arc<Outbox<E::Control>>,
+    outbox: &Outbox<E::Control>,
     mut encode: E,
     limits: WriterLimits,
     cancel: CancellationToken,
@@ -112,7 +111,7 @@ where
         biased;
         () = cancel.cancelled() => WriterEnd::Cancelled,
         // Dropped when cancelled: the connection ends, so a half-written frame does not matter; `InFlight` keeps the books.
-        end = write_batches(&mut io, &outbox, &mut encode, limits) => end,
+        end = write_batches(&mut io, outbox, &mut encode, limits) => end,
     };
     outbox.close();
     end

@@ -1,0 +1,79 @@
+//! What is counted about DERP logins and connections.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+/// One label from a closed list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// Counters of the DERP door.
+#[derive(Debug, Default)]
+pub struct DerpMetrics {
+    accepts: Counter,
+    fast_starts: Counter,
+    logins: Counter,
+    refused: Family<Reason, Counter>,
+    ended: Family<Reason, Counter>,
+    pub(super) pings: Counter,
+    pub(super) pongs: Counter,
+    pub(super) pings_ignored: Counter,
+    pub(super) not_here: Counter,
+    pub(super) unknown_frames: Counter,
+    pub(super) mesh_tries_refused: Counter,
+}
+
+impl DerpMetrics {
+    /// Declares everything under `causeway_derp_`.
+    pub fn register(&self, registry: &mut Registry) {
+        let mut counter = |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
+        counter("causeway_derp_accepts", "Upgraded connections", &self.accepts);
+        counter("causeway_derp_fast_starts", "Upgraded connections without an HTTP response", &self.fast_starts);
+        counter("causeway_derp_logins", "Logins answered", &self.logins);
+        counter("causeway_derp_pings", "Pings received", &self.pings);
+        counter("causeway_derp_pongs", "Pongs queued", &self.pongs);
+        counter("causeway_derp_pings_ignored", "Pings above the rate or while a pong waited", &self.pings_ignored);
+        counter("causeway_derp_not_here_notices", "Senders told that a peer is not here", &self.not_here);
+        counter("causeway_derp_unknown_frames", "Frames of unknown type skipped", &self.unknown_frames);
+        counter("causeway_derp_mesh_key_refusals", "Mesh keys not taken: wrong, or from elsewhere", &self.mesh_tries_refused);
+        registry.register("causeway_derp_logins_refused", "Connections closed before login", self.refused.clone());
+        registry.register("causeway_derp_connections_ended", "Connections closed after login", self.ended.clone());
+    }
+
+    pub(super) fn accepted(&self, fast_start: bool) {
+        self.accepts.inc();
+        if fast_start {
+            self.fast_starts.inc();
+        }
+    }
+
+    pub(super) fn logged_in(&self) {
+        self.logins.inc();
+    }
+
+    /// `reason` is one of the fixed labels of the error types.
+    pub(super) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// `reason` is one of the fixed labels of the error types.
+    pub(super) fn ended(&self, reason: &'static str) {
+        self.ended.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// How many connections were closed before login for `reason`.
+    #[must_use]
+    pub fn refused_for(&self, reason: &'static str) -> u64 {
+        self.refused.get_or_create(&Reason { reason }).get()
+    }
+
+    /// How many connections ended after login for `reason`.
+    #[must_use]
+    pub fn ended_for(&self, reason: &'static str) -> u64 {
+        self.ended.get_or_create(&Reason { reason }).get()
+    }
+}
