@@ -370,6 +370,8 @@ pub enum PresenceCommand {
     /// All claims of one key, which is preferred and why.
     Get {
         /// `nodekey:HEX` or 64 hex digits.
+        // An id of its own: `key` is the global flag.
+        #[arg(id = "client_key", value_name = "KEY")]
         key: KeyArg,
         /// Reads what Raft has committed, by a quorum round trip, instead of the node's own view.
         #[arg(long)]
@@ -390,6 +392,7 @@ pub enum PresenceCommand {
     /// Follows changes until Ctrl-C.
     Watch {
         /// Only this key.
+        #[arg(id = "client_key", value_name = "KEY")]
         key: Option<KeyArg>,
         /// Leaves out what is present at the start.
         #[arg(long)]

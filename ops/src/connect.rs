@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::ca;
 use crate::cli::{Global, parse_duration};
-use crate::failure::Failure;
+use crate::failure::{Failure, innermost};
 use crate::output::Format;
 
 /// Where a node's packages put its operator socket.
@@ -201,17 +201,8 @@ pub async fn connect(target: &Target, timeout: Duration) -> Result<Operator, Fai
             (endpoint.connect_with_connector(connector).await, place)
         }
     };
-    let channel = channel.map_err(|error| Failure::Unreachable(format!("no node answers at {place}: {}", causes(&error))))?;
+    let channel = channel.map_err(|error| Failure::Unreachable(format!("no node answers at {place}: {}", innermost(&error))))?;
     Ok(OperatorClient::new(channel))
-}
-
-/// The innermost cause: the outer layers say only "transport error".
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }
 
 fn client_config(cert: &Path, key: &Path, ca: &Path) -> anyhow::Result<ClientConfig> {

@@ -1,5 +1,6 @@
 //! How a command ends when it does not succeed: one sentence for the operator and the exit code it stands for.
 
+use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -54,11 +55,21 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl Error for Failure {}
+
+/// The innermost cause: outer layers say only "transport error".
+#[must_use]
+pub fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error)
+}
 
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         let message = status.message().to_owned();
+        // The connection itself broke: a node that ended, or that refuses our certificate after the handshake.
+        if let (tonic::Code::Unknown | tonic::Code::Unavailable, Some(source)) = (status.code(), status.source()) {
+            return Self::Unreachable(format!("the connection broke: {}", innermost(source)));
+        }
         match status.code() {
             tonic::Code::NotFound => Self::NotFound(message),
             tonic::Code::InvalidArgument => Self::Usage(message),

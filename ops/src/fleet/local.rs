@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::health::{self, Asked};
-use super::layout::{FileLock, FleetDir, NodeDir, remove_dir, remove_file};
+use super::layout::{FleetDir, NodeDir, remove_dir, remove_file};
 use super::process::{Identity, STOP_GRACE, detached};
 use super::ready::{FleetNode, NodeReady, VERSION};
 use super::spec::NodeSpec;
@@ -161,17 +161,7 @@ pub async fn leave(fleet: &FleetDir, name: &str, remove: bool) -> anyhow::Result
     if !remove {
         return Ok(());
     }
-    remove_dir(dir.path())?;
-    if !fleet.path().exists() {
-        return Ok(());
-    }
-    prepare::publish_seeds(fleet)?;
-    let lock = FileLock::wait(&fleet.lock())?;
-    if fleet.nodes()?.is_empty() {
-        prepare::remove_fleet(fleet)?;
-    }
-    drop(lock);
-    Ok(())
+    prepare::remove_node(fleet, &dir)
 }
 
 /// Ends all nodes and removes everything the fleet made.

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use causeway_proto::key::MeshKey;
 
-use super::layout::{FileLock, FleetDir, NodeDir, make_private_dir, remove_file, write_atomically};
+use super::layout::{FileLock, FleetDir, NodeDir, make_private_dir, remove_dir, remove_file, write_atomically};
 use super::ready::NodeReady;
 use super::spec::NodeSpec;
 use crate::ca::Authority;
@@ -86,15 +86,25 @@ pub fn pin(fleet: &FleetDir, node: &NodeDir, ready: &NodeReady) -> anyhow::Resul
     if spec.ports != before {
         save(fleet, node, &spec)?;
     }
-    publish_seeds(fleet)
+    publish_seeds(fleet, &FileLock::wait(&fleet.lock())?)
 }
 
-/// Rewrites the list of seeds from the nodes there are: every known mesh port.
+/// Removes a stopped node's directory, and the fleet's own files with the last node.
 ///
 /// # Errors
 /// Naming the file.
-pub fn publish_seeds(fleet: &FleetDir) -> anyhow::Result<()> {
-    let _lock = FileLock::wait(&fleet.lock())?;
+pub fn remove_node(fleet: &FleetDir, node: &NodeDir) -> anyhow::Result<()> {
+    // Held while a directory goes, so that nobody who lists the nodes meets half of one.
+    let lock = match FileLock::wait(&fleet.lock()) {
+        Err(_) if !fleet.path().exists() => return Ok(()),
+        other => other?,
+    };
+    remove_dir(node.path())?;
+    if fleet.nodes()?.is_empty() { remove_fleet(fleet) } else { publish_seeds(fleet, &lock) }
+}
+
+/// Rewrites the list of seeds from the nodes there are: every known mesh port.
+fn publish_seeds(fleet: &FleetDir, _lock: &FileLock) -> anyhow::Result<()> {
     let mut seeds = Vec::new();
     for node in fleet.nodes()? {
         let spec = read_spec(&node)?;
@@ -160,12 +170,15 @@ mod tests {
         for (name, port) in [("a-1", 7001), ("a-2", 0), ("b-1", 7003)] {
             node(&dir, &spec(name, port)).expect("made");
         }
-        publish_seeds(&dir).expect("published");
+        publish_seeds(&dir, &FileLock::wait(&dir.lock()).expect("lock")).expect("published");
         assert_eq!(std::fs::read_to_string(dir.seeds()).expect("seeds"), "[\"127.0.0.1:7001\",\"127.0.0.1:7003\"]\n");
-        for name in ["a-1", "a-2", "b-1"] {
-            super::super::layout::remove_dir(dir.node(name).expect("name").path()).expect("removed");
+        for name in ["a-1", "a-2"] {
+            remove_node(&dir, &dir.node(name).expect("name")).expect("removed");
         }
-        remove_fleet(&dir).expect("removed");
+        assert_eq!(std::fs::read_to_string(dir.seeds()).expect("seeds"), "[\"127.0.0.1:7003\"]\n");
+        for _ in 0..2 {
+            remove_node(&dir, &dir.node("b-1").expect("name")).expect("removed, also when it is gone");
+        }
         assert!(!dir.path().exists());
     }
 }

@@ -120,8 +120,8 @@ struct Advertise<'a> {
 
 #[derive(Serialize)]
 struct Derp {
-    listen: [SocketAddr; 1],
-    plain_http_listen: [SocketAddr; 1],
+    listen: SocketAddr,
+    plain_http_listen: SocketAddr,
 }
 
 #[derive(Serialize)]
@@ -132,7 +132,7 @@ struct Tls {
 
 #[derive(Serialize)]
 struct Listen {
-    listen: [SocketAddr; 1],
+    listen: SocketAddr,
 }
 
 #[derive(Serialize)]
@@ -156,7 +156,7 @@ struct Raft<'a> {
 struct OperatorApi {
     socket: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
-    listen: Option<[SocketAddr; 1]>,
+    listen: Option<SocketAddr>,
 }
 
 impl NodeSpec {
@@ -202,7 +202,7 @@ impl NodeSpec {
     /// # Errors
     /// If it cannot be rendered.
     pub fn to_config(&self, fleet: &FleetDir, node: &NodeDir) -> anyhow::Result<String> {
-        let at = |port| [SocketAddr::new(self.bind, port)];
+        let at = |port| SocketAddr::new(self.bind, port);
         let config = Config {
             name: &self.name,
             data_dir: node.data(),
@@ -290,18 +290,18 @@ host_name = "fra-1.causeway.test"
 ipv4 = "127.90.1.11"
 
 [derp]
-listen = ["127.90.1.11:0"]
-plain_http_listen = ["127.90.1.11:0"]
+listen = "127.90.1.11:0"
+plain_http_listen = "127.90.1.11:0"
 
 [tls]
 cert_file = "/f/fra-1/cert.pem"
 key_file = "/f/fra-1/key.pem"
 
 [stun]
-listen = ["127.90.1.11:0"]
+listen = "127.90.1.11:0"
 
 [mesh]
-listen = ["127.90.1.11:0"]
+listen = "127.90.1.11:0"
 
 [discovery]
 file = "/f/seeds.json"
@@ -314,7 +314,7 @@ voter_eligible = true
 socket = "/f/fra-1/operator.sock"
 
 [metrics]
-listen = ["127.90.1.11:0"]
+listen = "127.90.1.11:0"
 "#
         );
     }
