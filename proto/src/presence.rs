@@ -177,7 +177,10 @@ pub fn unpack_ops(mut packed: &[u8]) -> Result<Vec<Op>, UnpackError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::op;
 
     #[test]
     fn packed_operations_round_trip_and_unknown_tags_are_refused() {
@@ -193,5 +196,22 @@ mod tests {
         let mut bad = packed.to_vec();
         bad[0] = 0x3f;
         assert_eq!(unpack_ops(&bad), Err(UnpackError::Tag(0x3f)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_operations_round_trip_in_41_bytes_each(ops in prop::collection::vec(op(), 0..20)) {
+            let packed = pack_ops(&ops);
+            prop_assert_eq!(packed.len(), ops.len() * PACKED_OP_LEN);
+            prop_assert_eq!(unpack_ops(&packed), Ok(ops));
+        }
+
+        #[test]
+        fn what_unpacks_packs_to_the_same_bytes(tags: Vec<u8>, rest in any::<[u8; PACKED_OP_LEN - 1]>()) {
+            let bytes: Vec<u8> = tags.iter().flat_map(|tag| [*tag].into_iter().chain(rest)).collect();
+            if let Ok(ops) = unpack_ops(&bytes) {
+                prop_assert_eq!(pack_ops(&ops), bytes);
+            }
+        }
     }
 }

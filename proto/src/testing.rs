@@ -1,4 +1,7 @@
-//! proptest strategies for the values of this crate, and a way to feed a decoder in pieces (feature `testing`).
+//! proptest strategies for the values of this crate, a way to feed a decoder in pieces, and the bodies of the fuzz targets
+//! (feature `testing`).
+
+pub mod fuzz;
 
 use bytes::{Bytes, BytesMut};
 use proptest::collection::{btree_set, vec};
