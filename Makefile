@@ -70,6 +70,19 @@ fuzz: ## Fuzzes one decoder until Ctrl-C (TARGET=x); needs cargo-fuzz and a nigh
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
 	cd proto/fuzz && $(CARGO) +nightly fuzz run $(TARGET)
 
+.PHONY: bench
+bench: ## Measures whole processes and prints medians (ARGS="forward --rounds 3", see docs/benchmarks.md)
+	$(CARGO) build --release -p causeway-node -p causeway-ops --bins
+	$(CARGO) run --release -p causeway-tests-integration --bin bench -- $(ARGS)
+
+.PHONY: soak
+soak: ## Repeats the fleet tests (ROUNDS=10) until one fails
+	$(CARGO) $(BINARIES)
+	for round in $$(seq $(or $(ROUNDS),10)); do
+		echo "round $$round"
+		$(CARGO) test -q -p causeway-tests-integration --test it
+	done
+
 .PHONY: interop
 interop: ## Runs only the tests against Tailscale's own Go code
 	$(CARGO) $(BINARIES)

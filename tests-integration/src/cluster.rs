@@ -1,5 +1,6 @@
 //! A fleet of real processes: `causeway dev` in a directory of its own, ended by this harness whatever happens.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use causeway_rpc::v1::operator_client::OperatorClient;
 use causeway_rpc::v1::{GetClusterStatusRequest, GetPresenceRequest, PresenceEntry};
 use serde::Deserialize;
 use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::logs::{self, Expected};
@@ -24,6 +26,21 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 /// How many lines of output an error shows.
 const TAIL_LINES: usize = 30;
+
+/// The right to load the machine: fleets share its cores, so they run one at a time, or their time bounds would measure each other.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held until the fleet has ended")] SemaphorePermit<'static>);
+
+impl Turn {
+    /// Waits for the turn.
+    ///
+    /// # Errors
+    /// Never: the semaphore is not closed.
+    pub async fn take() -> anyhow::Result<Self> {
+        static MACHINE: Semaphore = Semaphore::const_new(1);
+        Ok(Self(MACHINE.acquire().await?))
+    }
+}
 
 /// The ready file of `causeway dev`, version 1.
 #[derive(Debug, Clone, Deserialize)]
@@ -85,8 +102,9 @@ pub struct Cluster {
     programs: Programs,
     ready: Ready,
     dev: Child,
-    // Last: it is removed only after the processes have ended.
+    // These last, in this order: the directory is removed after the processes have ended, then the next fleet may start.
     dir: TempDir,
+    _turn: Turn,
 }
 
 impl Cluster {
@@ -107,6 +125,7 @@ impl Cluster {
     /// # Errors
     /// See [`Self::start`].
     pub async fn start_with(arguments: &[String]) -> anyhow::Result<Self> {
+        let turn = Turn::take().await?;
         let programs = Programs::get()?;
         let dir = tempfile::Builder::new().prefix("cw").tempdir()?;
         let ready_file = dir.path().join("ready.json");
@@ -132,7 +151,7 @@ impl Cluster {
         .await;
         let ready = started.and_then(|()| read_ready(&ready_file));
         match ready {
-            Ok(ready) => Ok(Self { programs, ready, dev, dir }),
+            Ok(ready) => Ok(Self { programs, ready, dev, dir, _turn: turn }),
             Err(error) => {
                 end(&mut dev);
                 let said = tail(&dir.path().join("dev.log"));
@@ -201,12 +220,51 @@ impl Cluster {
     async fn dev_action(&self, action: &str, node: &str) -> anyhow::Result<()> {
         let output = tokio::process::Command::new(self.programs.causeway())
             .args(["dev", action, node, "--dir"])
-            .arg(self.dir.path().join("fleet"))
+            .arg(self.fleet_dir())
             .stdin(Stdio::null())
             .output()
             .await?;
         ensure!(output.status.success(), "causeway dev {action} {node}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+
+    /// Adds configuration fields (`KEY=VALUE`) to a stopped node; they hold from its next start.
+    ///
+    /// # Errors
+    /// The node's specification cannot be changed.
+    pub fn reconfigure(&self, node: &str, sets: &[&str]) -> anyhow::Result<()> {
+        let file = self.node_dir(node).join("node.json");
+        let mut spec: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+        let mut all = spec["set"].as_array().cloned().unwrap_or_default();
+        all.extend(sets.iter().map(|set| serde_json::Value::from(*set)));
+        spec["set"] = all.into();
+        std::fs::write(&file, spec.to_string()).with_context(|| format!("write {}", file.display()))
+    }
+
+    /// The process id and the mesh port of a node, as of its last start.
+    ///
+    /// # Errors
+    /// The node has not written its ready file.
+    pub fn node_process(&self, node: &str) -> anyhow::Result<(u32, SocketAddr)> {
+        #[derive(Deserialize)]
+        struct NodeReady {
+            pid: u32,
+            mesh: SocketAddr,
+        }
+        let file = self.node_dir(node).join("ready.json");
+        let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let ready: NodeReady = serde_json::from_str(&text).with_context(|| format!("{}", file.display()))?;
+        Ok((ready.pid, ready.mesh))
+    }
+
+    /// The directory of a node: configuration, certificates, data, log.
+    #[must_use]
+    pub fn node_dir(&self, node: &str) -> PathBuf {
+        self.fleet_dir().join(node)
+    }
+
+    fn fleet_dir(&self) -> PathBuf {
+        self.dir.path().join("fleet")
     }
 
     /// Runs `causeway` with `arguments` against the operator socket of `node`.
@@ -339,12 +397,13 @@ impl Cluster {
         }
         wait_for("all nodes to end", STOP_DEADLINE, async || Ok(pids.iter().all(|pid| !runs_causewayd(*pid)).then_some(())))
             .await?;
-        ensure!(!self.dir.path().join("fleet").exists(), "the fleet's directory is still there");
+        ensure!(!self.fleet_dir().exists(), "the fleet's directory is still there");
         Ok(())
     }
 
     fn node_pids(&self) -> Vec<u32> {
-        self.ready.nodes.iter().map(|node| node.pid).collect()
+        let as_of_now = |node: &Node| self.node_process(&node.name).map_or(node.pid, |(pid, _)| pid);
+        self.ready.nodes.iter().map(as_of_now).collect()
     }
 }
 

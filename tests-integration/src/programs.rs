@@ -43,9 +43,10 @@ fn build() -> anyhow::Result<PathBuf> {
     if let Some(dir) = std::env::var_os(BIN_DIR_VARIABLE) {
         return Ok(PathBuf::from(dir));
     }
-    // A test binary lies in TARGET/PROFILE/deps.
+    // A test binary lies in TARGET/PROFILE/deps, a program in TARGET/PROFILE.
     let executable = std::env::current_exe().context("own path")?;
-    let profile_dir = executable.ancestors().nth(2).context("a test binary lies in TARGET/PROFILE/deps")?;
+    let folder = executable.parent().context("a program lies in a folder")?;
+    let profile_dir = if folder.ends_with("deps") { folder.parent().context("TARGET/PROFILE/deps")? } else { folder };
     let target_dir = profile_dir.parent().context("a profile's folder lies in the target folder")?;
     let mut command = Command::new(env!("CARGO"));
     command.args(["build", "--quiet", "-p", "causeway-node", "-p", "causeway-ops", "--bins", "--target-dir"]);

@@ -23,4 +23,11 @@ resource "terraform_data" "status" {
     interpreter = [var.cli.path, "local", "status", "--state-dir", var.state_dir, "--json", "--wait", "healthy=${var.wait}", "--file"]
     command     = local.status_file
   }
+
+  # The file was written for Terraform, so it goes with it.
+  provisioner "local-exec" {
+    when        = destroy
+    interpreter = ["rm", "-f"]
+    command     = self.output
+  }
 }

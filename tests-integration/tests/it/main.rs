@@ -3,3 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; a skipped one says so")]
 
 mod boundaries;
+mod derp;
+mod failover;
+mod interop;
+mod mesh;
+mod operator;
+mod presence;
+mod stun;
+mod terraform;

@@ -1,0 +1,68 @@
+//! Packets between nodes and regions.
+
+use std::time::Duration;
+
+use causeway_tests_integration::client::{SETTLE, TestClient, exchange_all};
+use causeway_tests_integration::cluster::{Cluster, wait_for};
+use causeway_tests_integration::logs::Expected;
+use causeway_tests_integration::proxy::MeshProxies;
+
+const NODES: [&str; 6] = ["a-1", "a-2", "b-1", "b-2", "c-1", "c-2"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_reaches_every_node_right_after_login() -> anyhow::Result<()> {
+    let cluster = Cluster::start(3, 2, &[]).await?;
+    for round in 0..5 {
+        let mut clients = Vec::new();
+        for node in NODES {
+            clients.push(TestClient::connect(&cluster, node).await?);
+        }
+        exchange_all(&mut clients, &format!("round {round}")).await?;
+        for client in clients {
+            client.close().await;
+        }
+    }
+    let accounts = cluster.wait_balanced(&NODES).await?;
+    let accepted: f64 = accounts.iter().map(|account| account.accepted).sum();
+    // 5 rounds of 30 packets, each accepted once at its origin and once at its target.
+    assert!(accepted >= 300.0, "only {accepted} packets were seen");
+    cluster.finish(&NODES, &Expected::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traffic_of_a_cut_link_passes_a_third_node_in_order() -> anyhow::Result<()> {
+    let nodes = ["a-1", "b-1", "c-1"];
+    let cluster = Cluster::start(3, 1, &[]).await?;
+    let proxies = MeshProxies::interpose(&cluster).await?;
+    let mut alice = TestClient::connect(&cluster, "a-1").await?;
+    let mut bob = TestClient::connect(&cluster, "b-1").await?;
+    tokio::time::sleep(SETTLE).await;
+    alice.send(bob.key(), b"direct").await?;
+    bob.expect(alice.key(), b"direct").await?;
+
+    proxies.cut("a-1", "b-1").await;
+    // Until both ends know, packets on the cut link may be lost; afterwards none is.
+    wait_for("a packet to find its way round the cut link", Duration::from_secs(10), async || {
+        alice.send(bob.key(), b"round").await?;
+        Ok(bob.packet_within(Duration::from_millis(200)).await?.map(drop))
+    })
+    .await?;
+    while bob.packet_within(Duration::from_millis(500)).await?.is_some() {}
+    for number in 0_u32..200 {
+        alice.send(bob.key(), &number.to_be_bytes()).await?;
+        bob.send(alice.key(), &number.to_be_bytes()).await?;
+    }
+    for number in 0_u32..200 {
+        bob.expect(alice.key(), &number.to_be_bytes()).await?;
+        alice.expect(bob.key(), &number.to_be_bytes()).await?;
+    }
+    let trace = cluster.causeway_json("a-1", &["trace", &alice.key().to_text(), &bob.key().to_text()]).await?;
+    assert!(trace.to_string().contains("c-1"), "the trace names the node on the way: {trace}");
+
+    proxies.mend().await;
+    cluster.wait_healthy("a-1", Duration::from_secs(20)).await?;
+    alice.send(bob.key(), b"direct again").await?;
+    bob.expect(alice.key(), b"direct again").await?;
+    drop((alice, bob));
+    cluster.finish(&nodes, &Expected::default().line("link").line("watch").line("peer").line("raft")).await
+}

@@ -1,0 +1,85 @@
+//! Who holds a key: one key in two places, a key that moves.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use causeway_rpc::v1::WatchPresenceRequest;
+use causeway_tests_integration::client::{SETTLE, TestClient};
+use causeway_tests_integration::cluster::Cluster;
+use causeway_tests_integration::logs::Expected;
+
+/// How long one key stays connected in two regions. Churn would show within a heartbeat or a probe, both a few seconds.
+const SIDE_BY_SIDE: Duration = Duration::from_secs(12);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_in_two_regions_is_served_locally_in_both_without_churn() -> anyhow::Result<()> {
+    let cluster = Cluster::start(2, 1, &[]).await?;
+    let mut home = TestClient::connect(&cluster, "a-1").await?;
+    home.sender().note_preferred(true)?;
+    let mut side = TestClient::connect_as(&cluster, "b-1", home.private()).await?;
+    let near_home = TestClient::connect(&cluster, "a-1").await?;
+    let near_side = TestClient::connect(&cluster, "b-1").await?;
+    let key = home.key();
+    cluster.wait_held(&["a-1"], key, "a-1", Duration::from_secs(5)).await?;
+    cluster.wait_held(&["b-1"], key, "b-1", Duration::from_secs(5)).await?;
+    tokio::time::sleep(SETTLE).await;
+
+    let watch = WatchPresenceRequest { key: key.as_bytes().to_vec().into(), changes_only: true };
+    let mut changes = cluster.operator("a-1").await?.watch_presence(watch).await?.into_inner();
+    let end = tokio::time::Instant::now() + SIDE_BY_SIDE;
+    let mut number = 0_u32;
+    while tokio::time::Instant::now() < end {
+        near_home.send(key, &number.to_be_bytes()).await?;
+        near_side.send(key, &number.to_be_bytes()).await?;
+        home.expect(near_home.key(), &number.to_be_bytes()).await?;
+        side.expect(near_side.key(), &number.to_be_bytes()).await?;
+        number += 1;
+        // The pace of a client that talks; and any change of a claim would show here.
+        let change = tokio::time::timeout(Duration::from_millis(100), changes.message()).await;
+        if let Ok(change) = change {
+            let change = change?.expect("the stream goes on");
+            assert_eq!(change.change, "synced", "a claim changed while nothing happened: {change:?}");
+        }
+    }
+    assert!(number > 20, "the test hardly ran: {number} rounds");
+    assert!(home.health().is_empty() && side.health().is_empty(), "no alarm: {:?} {:?}", home.health(), side.health());
+
+    // A third region would prefer the home; here the claim of the home says so.
+    let entry = cluster.presence("b-1", key).await?.expect("present");
+    assert_eq!(entry.claims.len(), 2, "{entry:?}");
+    assert!(entry.claims.iter().any(|claim| claim.node_name == "a-1" && claim.home), "{entry:?}");
+    drop((home, side, near_home, near_side));
+    cluster.finish(&["a-1", "b-1"], &Expected::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_moves_gets_every_packet_once() -> anyhow::Result<()> {
+    let nodes = ["a-1", "b-1", "c-1"];
+    let cluster = Cluster::start(3, 1, &[]).await?;
+    let sender = TestClient::connect(&cluster, "c-1").await?;
+    let mut before = TestClient::connect(&cluster, "a-1").await?;
+    let key = before.key();
+    tokio::time::sleep(SETTLE).await;
+    sender.send(key, b"0").await?;
+    before.expect(sender.key(), b"0").await?;
+
+    let mut after = TestClient::connect_as(&cluster, "b-1", before.private()).await?;
+    tokio::time::sleep(SETTLE).await;
+    let mut seen = BTreeSet::new();
+    for number in 1_u32..=100 {
+        sender.send(key, &number.to_be_bytes()).await?;
+    }
+    for _ in 1..=100 {
+        let (src, payload) = after.packet().await?;
+        assert_eq!(src, sender.key());
+        assert!(seen.insert(u32::from_be_bytes(payload[..].try_into()?)), "doubled: {payload:?}");
+    }
+    assert_eq!(seen.len(), 100, "the next packet goes to the new place");
+    assert_eq!(before.packet_within(Duration::from_millis(300)).await?, None, "nothing goes to the old place");
+
+    before.close().await;
+    sender.send(key, b"last").await?;
+    after.expect(sender.key(), b"last").await?;
+    drop((sender, after));
+    cluster.finish(&nodes, &Expected::default()).await
+}
