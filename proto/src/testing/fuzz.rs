@@ -1,6 +1,6 @@
 //! What the fuzz targets run: each takes arbitrary bytes and fails by a panic, if a decoder panics or breaks a promise.
 //!
-//! The same functions run over the committed corpora and over random bytes in `proto/tests/fuzz_corpora.rs`.
+//! The tests below run the same functions over the committed corpora and over random bytes.
 
 use std::fmt::Debug;
 use std::sync::{Arc, LazyLock};
@@ -179,3 +179,6 @@ pub fn presence_ops(data: &[u8]) {
         assert_eq!(pack_ops(&ops), data);
     }
 }
+
+#[cfg(test)]
+mod tests;

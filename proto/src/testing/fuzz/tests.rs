@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use causeway_proto::testing::fuzz::{TARGETS, Target};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+use super::{TARGETS, Target};
 
 /// Changed copies of each corpus file, and random inputs, per target.
 const CHANGED_COPIES: usize = 40;
