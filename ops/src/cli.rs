@@ -53,6 +53,8 @@ pub struct Global {
 pub enum Command {
     /// Runs a whole fleet on this machine, in the foreground, for development and tests.
     Dev(DevArgs),
+    /// Brings up a fleet, sends packets between all its regions, kills a node, and shows what happens.
+    Demo(DemoArgs),
     /// Runs single nodes on this machine in the background; what Terraform's local target calls.
     #[command(subcommand)]
     Local(LocalCommand),
@@ -164,12 +166,15 @@ pub enum DevAction {
     /// Ends and removes what a `causeway dev` that died left behind.
     #[command(hide = true)]
     Sweep {
+        /// Locked exclusively while the fleet shall live.
+        #[arg(long)]
+        leash: PathBuf,
         /// The fleet's directory.
         #[arg(long)]
-        dir: PathBuf,
-        /// Removes the directory as well.
+        fleet: PathBuf,
+        /// A directory to remove with all that is in it.
         #[arg(long)]
-        remove: bool,
+        remove: Option<PathBuf>,
     },
 }
 
@@ -195,9 +200,6 @@ pub struct DemoArgs {
     /// The repository's `terraform` folder [default: the one of the current directory or one above].
     #[arg(long, value_name = "DIR")]
     pub terraform_dir: Option<PathBuf>,
-    /// Where the demo works; must be empty or absent [default: a fresh temporary directory, removed at the end].
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
 }
 
 /// What brings a demo's fleet up.

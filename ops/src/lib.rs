@@ -7,6 +7,7 @@ pub mod ca;
 pub mod cli;
 pub mod command;
 pub mod connect;
+pub mod demo;
 pub mod failure;
 pub mod fleet;
 pub mod output;

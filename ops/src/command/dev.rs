@@ -11,6 +11,7 @@ use crate::fleet::node;
 use crate::fleet::process::Stopped;
 use crate::fleet::progress::Progress;
 use crate::fleet::ready::FleetReady;
+use crate::fleet::sweeper;
 use crate::output::Output;
 
 /// Runs `causeway dev ...`.
@@ -23,7 +24,7 @@ pub async fn run(args: DevArgs, output: &mut Output<'_>) -> Result<(), Failure> 
         Some(DevAction::Stop(node)) => stop(&node, output).await,
         Some(DevAction::Kill(node)) => kill(&node, output).await,
         Some(DevAction::Start(node)) => start(&node, output).await,
-        Some(DevAction::Sweep { dir, remove }) => Ok(dev::sweep(&dir, remove).await?),
+        Some(DevAction::Sweep { leash, fleet, remove }) => Ok(sweeper::run(&leash, &fleet, remove.as_deref()).await?),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod completion;
+pub mod demo;
 pub mod dev;
 pub mod keys;
 pub mod local;
@@ -31,6 +32,7 @@ pub async fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
     let output = &mut output;
     match cli.command {
         Command::Dev(args) => dev::run(args, output).await,
+        Command::Demo(args) => demo::run(&args, output).await,
         Command::Local(command) => local::run(command, output).await,
         Command::Cluster(command) => cluster::run(command, &settings, output).await,
         Command::Node(command) => node::run(command, &settings, output).await,

@@ -72,7 +72,9 @@ impl Entry {
         Self { key: key_text(&entry.key), claims: entry.claims.into_iter().map(claim).collect() }
     }
 
-    fn text(&self) -> String {
+    /// As a table for people.
+    #[must_use]
+    pub fn text(&self) -> String {
         let mut table = Table::new(["NODE", "REGION", "PREFERRED", "VALID", "HOME", "KIND", "CLAIMED (UTC)", "WHY"]);
         for claim in &self.claims {
             table.row([

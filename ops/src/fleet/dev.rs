@@ -4,9 +4,7 @@
 //! that holds this value; a sweeper process removes what is left if that process is killed.
 
 use std::net::IpAddr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::health::{self, Asked, Init};
-use super::layout::{FileLock, FleetDir, NodeDir, remove_dir, remove_file, write_atomically};
+use super::layout::{FileLock, FleetDir, NodeDir, remove_file, write_atomically};
 use super::process::{Identity, STOP_GRACE};
 use super::progress::Progress;
 use super::ready::{FleetNode, FleetReady, NodeReady, VERSION};
 use super::spec::{NodeSpec, Ports, RegionSpec};
-use super::{leash, node, prepare};
+use super::{leash, node, prepare, sweeper};
 use crate::cli::DevRunArgs;
 use crate::failure::Failure;
 
@@ -121,7 +119,7 @@ impl DevFleet {
         let (dir, made_dir) = choose_dir(args.dir.as_deref())?;
         prepare::fleet(&dir)?;
         let leash = leash::hold(&dir.leash())?;
-        let sweeper = Some(start_sweeper(&dir, made_dir)?);
+        let sweeper = Some(sweeper::start(&dir.leash(), &dir, made_dir.then(|| dir.path()))?);
         let state = DevState { version: VERSION, causewayd };
         write_atomically(&dir.dev_state(), &serde_json::to_string(&state)?, 0o600)?;
         let mut nodes = Vec::new();
@@ -233,16 +231,16 @@ impl DevFleet {
         self.stop_watching.cancel();
         self.watches.close();
         self.watches.wait().await;
-        self.progress.say("all nodes are stopped");
-        let swept = sweep_nodes(&self.dir).await;
+        let swept = sweeper::end_nodes(&self.dir).await;
         if let Some(file) = &self.ready_file {
             remove_file(file)?;
         }
         swept?;
+        self.progress.say("all nodes are stopped");
         if let Some(sweeper) = self.sweeper.take() {
             sweeper.kill().await?;
         }
-        remove_all(&self.dir, self.made_dir)
+        sweeper::remove(&self.dir, self.made_dir.then(|| self.dir.path()))
     }
 }
 
@@ -341,49 +339,6 @@ fn choose_dir(asked: Option<&Path>) -> anyhow::Result<(FleetDir, bool)> {
     Ok((FleetDir::new(path)?, !existed))
 }
 
-/// Starts the process that takes the fleet down should this one be killed.
-fn start_sweeper(dir: &FleetDir, made_dir: bool) -> anyhow::Result<Identity> {
-    let mut command = std::process::Command::new(node::causeway()?);
-    command.args(["dev", "sweep", "--dir"]).arg(dir.path());
-    if made_dir {
-        command.arg("--remove");
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).current_dir("/");
-    let child = tokio::process::Command::from(command).spawn().context("the sweeper cannot be started")?;
-    Identity::of(child.id().context("the sweeper ended at once")?)
-}
-
-/// The sweeper: waits until nobody holds the leash, then ends and removes what is left.
-///
-/// # Errors
-/// If a node cannot be ended or a file not removed.
-pub async fn sweep(dir: &Path, remove: bool) -> anyhow::Result<()> {
-    let dir = FleetDir::new(dir)?;
-    leash::watch(&dir.leash())?.cancelled().await;
-    sweep_nodes(&dir).await?;
-    remove_all(&dir, remove)
-}
-
-/// Ends all nodes, also ones started by other processes.
-async fn sweep_nodes(dir: &FleetDir) -> anyhow::Result<()> {
-    let nodes = dir.nodes()?;
-    let stops = nodes.iter().map(|node| async move { node::stop(node).await.with_context(|| format!("node {}", node.name())) });
-    futures::future::try_join_all(stops).await.map(drop)
-}
-
-fn remove_all(dir: &FleetDir, made_dir: bool) -> anyhow::Result<()> {
-    for node in dir.nodes()? {
-        remove_dir(node.path())?;
-    }
-    let keep = (!made_dir).then(|| dir.path());
-    prepare::remove_fleet(dir)?;
-    // A directory that somebody else made is given back empty.
-    if let Some(path) = keep {
-        super::layout::make_private_dir(path)?;
-    }
-    Ok(())
-}
-
 fn read_state(dir: &FleetDir) -> anyhow::Result<DevState> {
     let path = dir.dev_state();
     let text = std::fs::read_to_string(&path)
@@ -415,7 +370,7 @@ pub fn find(dir: &Path, name: &str) -> anyhow::Result<(FleetDir, NodeDir)> {
 /// If the fleet is gone or the node does not start.
 pub async fn start_again(fleet: &FleetDir, node: &NodeDir) -> anyhow::Result<FleetNode> {
     let state = read_state(fleet)?;
-    if leash::hold(&fleet.leash()).is_ok() {
+    if leash::is_free(&fleet.leash()) {
         bail!("the `causeway dev` of {} has ended; start a new one", fleet.path().display());
     }
     let spec = prepare::read_spec(node)?;

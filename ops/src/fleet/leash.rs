@@ -18,6 +18,12 @@ pub fn hold(path: &Path) -> anyhow::Result<FileLock> {
     FileLock::try_now(path)
 }
 
+/// Whether nobody holds the leash now. A missing file counts as free.
+#[must_use]
+pub fn is_free(path: &Path) -> bool {
+    File::open(path).map_or(true, |file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok())
+}
+
 /// Cancels the returned token once nobody holds `path` exclusively any more. A missing file counts as free.
 ///
 /// The wait is a thread of its own, because the kernel call blocks; it ends with the process.
@@ -57,6 +63,7 @@ mod tests {
         let path = dir.path().join("leash");
         let held = hold(&path).expect("taken");
         hold(&path).expect_err("only once");
+        assert!(!is_free(&path));
         let watchers = [watch(&path).expect("watch"), watch(&path).expect("watch")];
         tokio::time::timeout(Duration::from_millis(50), watchers[0].cancelled()).await.expect_err("still held");
         drop(held);
@@ -69,5 +76,6 @@ mod tests {
     async fn a_missing_leash_is_free() {
         let dir = tempfile::tempdir().expect("dir");
         assert!(watch(&dir.path().join("none")).expect("watch").is_cancelled());
+        assert!(is_free(&dir.path().join("none")));
     }
 }

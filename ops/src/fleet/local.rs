@@ -75,6 +75,9 @@ pub struct LocalStatus {
 /// If the node is misconfigured, or does not serve within `wait` (with the end of its log).
 pub async fn start(fleet: &FleetDir, mut spec: NodeSpec, leash: Option<&Path>, wait: Duration) -> anyhow::Result<LocalNode> {
     node::causewayd()?;
+    if let Some(leash) = leash.filter(|leash| leash::is_free(leash)) {
+        anyhow::bail!("--leash {}: nobody holds a lock on it, so the node would end at once", leash.display());
+    }
     prepare::fleet(fleet)?;
     let dir = fleet.node(&spec.name)?;
     stop(&dir).await?;

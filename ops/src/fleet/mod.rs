@@ -2,7 +2,7 @@
 //!
 //! [`layout`] says where files are, [`spec`] what a node is told, [`prepare`] makes both exist, [`process`] starts, knows and ends
 //! processes, [`leash`] ties their life to somebody else's, [`node`] puts these together for one node, [`ready`] is what the running
-//! fleet tells others, and [`health`] forms the fleet and waits until it is well.
+//! fleet tells others, [`sweeper`] takes all down, and [`health`] forms the fleet and waits until it is well.
 
 pub mod dev;
 pub mod health;
@@ -15,3 +15,4 @@ pub mod process;
 pub mod progress;
 pub mod ready;
 pub mod spec;
+pub mod sweeper;
