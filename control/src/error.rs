@@ -19,6 +19,9 @@ pub enum StartError {
     /// The epoch counter is unusable.
     #[error(transparent)]
     Epoch(#[from] EpochError),
+    /// Raft's log or snapshot is damaged or unusable.
+    #[error(transparent)]
+    Raft(#[from] crate::raft::OpenError),
     /// This node's clock differs from its peers'.
     #[error("this node's clock is {by_ms} ms {direction} its peers': set it right (at most 5000 ms are allowed) and start again")]
     ClockOff {

@@ -6,34 +6,40 @@
 pub mod admin;
 pub mod config;
 pub mod data_dir;
+pub mod derpmap;
 pub mod discovery;
 pub mod epoch;
 pub mod error;
+mod fleet;
+mod followers;
 pub mod identity;
 pub mod mesh_server;
+pub mod metrics;
 pub mod peers;
 pub mod presence;
+pub mod raft;
+mod start;
 pub mod status;
 pub mod watch;
 
 use std::sync::Arc;
 
+use causeway_proto::derpmap::DerpMap;
 use causeway_proto::id::{BootId, Epoch};
-use rand::RngCore;
 use tokio::sync;
 use tonic::service::Routes;
 
-pub use admin::{Admin, AdminError};
+pub use admin::{Admin, AdminError, CommittedClaim};
 pub use config::{Config, Deps, RaftProfile, Seeds, WallClock};
 pub use discovery::{NodeEntry, NodeSet};
 pub use error::{Fatal, StartError};
 pub use identity::{Alpn, MeshStream, MeshTls, MeshTlsError, PeerIdentity};
+pub use metrics::ControlMetrics;
 pub use peers::{ChannelUse, PeerChannels};
+pub use start::ControlPlane;
 pub use status::Status;
 
-use data_dir::DataDir;
-use epoch::EpochCounter;
-use identity::{FleetTrust, NodeKey};
+use presence::{OwnerLog, PresenceView};
 
 /// What the rest of a node sees of its control plane. Its tasks end with the cancel token they were started with.
 #[derive(Debug)]
@@ -44,8 +50,14 @@ pub struct Handles {
     pub epoch: Epoch,
     /// Random at each process start.
     pub boot_id: BootId,
+    /// Who holds which client, as known here.
+    pub view: Arc<PresenceView>,
+    /// This node's own claims.
+    pub owner_log: OwnerLog,
     /// All known nodes, this one included.
     pub nodes: sync::watch::Receiver<Arc<NodeSet>>,
+    /// The map that clients are served.
+    pub derp_map: sync::watch::Receiver<Arc<DerpMap>>,
     /// Makes and accepts node-to-node connections, packet links as well.
     pub mesh_tls: Arc<MeshTls>,
     /// gRPC channels to other nodes.
@@ -56,50 +68,8 @@ pub struct Handles {
     pub status: Status,
     /// What operators do.
     pub admin: Admin,
+    /// What is counted here, to be registered by the node.
+    pub metrics: ControlMetrics,
     /// Set when the process must stop.
     pub fatal: sync::watch::Receiver<Option<Fatal>>,
-}
-
-/// Starts the control plane.
-#[derive(Debug)]
-pub struct ControlPlane;
-
-impl ControlPlane {
-    /// Opens the data directory, takes up the node's identity, looks for the fleet, and starts everything on `deps.tracker`.
-    ///
-    /// Does not wait for Raft.
-    ///
-    /// # Errors
-    /// [`StartError`]: the message says what to do.
-    #[expect(clippy::unused_async, reason = "asks the seeds for time and epoch")]
-    pub async fn start(config: Config, _deps: Deps) -> Result<Handles, StartError> {
-        let dir = DataDir::open(&config.data_dir, &config.name)?;
-        let key = NodeKey::load_or_create(&dir.node_key_file())?;
-        let identity = key.identity();
-        let epoch = EpochCounter::raise(dir.epoch_file())?.epoch();
-        let mut boot_id = BootId::default();
-        rand::rng().fill_bytes(&mut boot_id.0);
-        let mut record = config.record;
-        record.node_id = identity.node_id.0;
-        record.public_key = identity.public_key.to_vec().into();
-        record.name = config.name;
-        record.voter_eligible = config.voter_eligible;
-        let trust = FleetTrust::new(&config.mesh_key, config.mesh_key_next.as_ref());
-        let mesh_tls = Arc::new(MeshTls::new(trust, key));
-        let own = NodeEntry { record, admitted: false, fenced: false };
-        let (_, nodes) = sync::watch::channel(Arc::new(NodeSet::new(identity.node_id, [own])));
-        let (_, fatal) = sync::watch::channel(None);
-        Ok(Handles {
-            identity,
-            epoch,
-            boot_id,
-            peers: PeerChannels::new(Arc::clone(&mesh_tls), nodes.clone()),
-            nodes,
-            mesh_tls,
-            routes: Routes::default(),
-            status: Status {},
-            admin: Admin {},
-            fatal,
-        })
-    }
 }

@@ -1,0 +1,126 @@
+//! Signs of life: every node tells the leader every 2 s that it lives; the leader fences who is silent.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use causeway_proto::id::{Epoch, NodeId};
+use causeway_rpc::v1;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use tokio_util::sync::CancellationToken;
+
+use super::{CALL_TIMEOUT, Fleet, within};
+use crate::presence::fence::{HEARTBEAT_INTERVAL, Member};
+use crate::raft::state_machine::FleetView;
+use crate::raft::types::Command;
+
+/// How often the leader looks for silence, at most.
+const FENCE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Tells the leader every [`HEARTBEAT_INTERVAL`], and at once when there is a new one, that this node lives.
+pub(crate) async fn send_heartbeats(fleet: Arc<Fleet>, cancel: CancellationToken) {
+    let work = async {
+        let mut leader_changes = fleet.consensus.subscribe();
+        loop {
+            let leader = fleet.consensus.leader();
+            if let Some(leader) = leader.filter(|leader| *leader != fleet.own.id()) {
+                fleet.beat(leader).await;
+            }
+            // Both may be dropped: the next round asks for the leader anew.
+            tokio::select! {
+                () = tokio::time::sleep(HEARTBEAT_INTERVAL) => {}
+                () = changed_leader(&mut leader_changes, leader) => {}
+            }
+        }
+    };
+    cancel.run_until_cancelled(work).await;
+}
+
+type ServerMetrics = openraft::type_config::alias::WatchReceiverOf<
+    crate::raft::types::TypeConfig,
+    openraft::metrics::RaftServerMetrics<crate::raft::types::TypeConfig>,
+>;
+
+async fn changed_leader(changes: &mut ServerMetrics, was: Option<NodeId>) {
+    loop {
+        if changes.changed().await.is_err() {
+            // Raft has ended here; nobody will lead.
+            return std::future::pending().await;
+        }
+        let now = changes.borrow_watched().current_leader.map(NodeId);
+        if now.is_some() && now != was {
+            return;
+        }
+    }
+}
+
+impl Fleet {
+    async fn beat(&self, leader: NodeId) {
+        let heartbeat = v1::FleetHeartbeat {
+            node_id: self.own.id().0,
+            epoch: self.own.epoch.0,
+            boot_id: self.own.boot_id.0.to_vec().into(),
+            clock_us: self.now_us(),
+        };
+        let answer = match self.client(leader) {
+            Ok(mut client) => within(CALL_TIMEOUT, client.heartbeat(heartbeat)).await,
+            Err(status) => Err(status),
+        };
+        match answer {
+            Ok(reply) => self.heard_of_ourselves(reply.caller_seen.as_ref()),
+            Err(status) => tracing::debug!(%leader, reason = status.message(), "the leader did not take a heartbeat"),
+        }
+    }
+
+    /// The nodes that the leader watches: admitted ones, with what the table has of them.
+    fn watched(&self, view: &FleetView) -> Vec<Member> {
+        let member = |node: &NodeId| {
+            let applied = view.owners.get(node).copied();
+            let mut member = applied.unwrap_or(Member { node: *node, epoch: Epoch(0), fenced: false, dropped: false });
+            let seen = self.epoch_of(*node);
+            if seen > member.epoch && !member.fenced {
+                member.epoch = seen;
+            }
+            member
+        };
+        view.fleet.nodes.keys().map(member).collect()
+    }
+}
+
+/// While this node leads: proposes fences, unfences and drops.
+pub(crate) async fn drive_fences(fleet: Arc<Fleet>, cancel: CancellationToken) {
+    let mut changes = fleet.consensus.machine().subscribe();
+    let mut ticks = tokio::time::interval(FENCE_CHECK_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut leading = false;
+    let mut watched = BTreeSet::new();
+    while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+        let now = tokio::time::Instant::now().into_std();
+        let leads = fleet.consensus.is_leader();
+        let view = Arc::clone(&changes.borrow_and_update());
+        {
+            let mut fences = fleet.fences.lock();
+            match (leading, leads) {
+                (false, true) => fences.became_leader(fleet.watched(&view), now),
+                (true, false) => fences.lost_leadership(),
+                (true, true) => fleet.watched(&view).into_iter().for_each(|member| fences.applied(member, now)),
+                (false, false) => {}
+            }
+            let present: BTreeSet<NodeId> = view.fleet.nodes.keys().copied().collect();
+            watched.difference(&present).for_each(|gone| fences.forget(*gone));
+            watched = present;
+            fences.heartbeat(fleet.own.id(), fleet.own.epoch, now);
+        }
+        leading = leads;
+        if !leads {
+            continue;
+        }
+        let commands = fleet.fences.lock().handle_timeout(now);
+        for command in commands {
+            tracing::info!(?command, "proposing by silence or sign of life");
+            if let Err(error) = fleet.consensus.propose(Command::presence(&command)).await {
+                tracing::debug!(%error, "a fence was not committed; it is proposed again");
+            }
+        }
+    }
+}

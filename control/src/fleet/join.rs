@@ -1,0 +1,237 @@
+//! Meeting peers and joining the fleet: at start once, to learn of time and epoch; then for as long as the node runs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use causeway_proto::id::NodeId;
+use causeway_rpc::v1;
+use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::{CALL_TIMEOUT, Fleet, Incarnation, Own, fleet_client, within};
+use crate::config::WallClock;
+use crate::discovery::{Directory, Discovery};
+use crate::error::StartError;
+use crate::peers::PeerChannels;
+use crate::watch::micros;
+
+/// At start, peers get so long to answer before the node goes on without them.
+const FIRST_CONTACT: Duration = Duration::from_millis(1000);
+/// A clock further off than this from the peers' at start ends the process.
+const CLOCK_OFF_MAX_US: u64 = 5_000_000;
+/// Between rounds while this node is not settled in a fleet.
+const ROUND_SEARCHING: Duration = Duration::from_millis(250);
+/// Between rounds once it is.
+const ROUND_SETTLED: Duration = Duration::from_secs(5);
+/// Introductions under way at a time.
+const INTRODUCTIONS_MAX: usize = 16;
+
+/// What a peer said at an introduction.
+pub(crate) struct Met {
+    pub(crate) answer: v1::DescribeResponse,
+    /// The peer's wall clock less ours, with half the round trip taken off.
+    pub(crate) clock_offset_us: i64,
+}
+
+/// Introduces this node over `channel` and checks the shape of the answer.
+async fn introduce(channel: tonic::transport::Channel, own: &Own, clock: &WallClock) -> Result<Met, Status> {
+    let sent_us = micros(clock());
+    let request = v1::DescribeRequest { caller: Some(own.introduction(clock)) };
+    let answer = within(CALL_TIMEOUT, fleet_client(channel).describe(request)).await?;
+    let received_us = micros(clock());
+    let theirs_us = answer.node.as_ref().map_or(0, |node| node.clock_us);
+    let middle_us = sent_us + received_us.saturating_sub(sent_us) / 2;
+    let clock_offset_us = i64::try_from(i128::from(theirs_us) - i128::from(middle_us)).unwrap_or(i64::MAX);
+    Ok(Met { answer, clock_offset_us })
+}
+
+/// Remembers whom an answer told of.
+fn remember(directory: &Directory, answer: &mut v1::DescribeResponse) {
+    let itself = answer.node.take().and_then(|node| node.record).map(|record| (record, true));
+    for (record, by_itself) in itself.into_iter().chain(answer.nodes.drain(..).map(|record| (record, false))) {
+        if let Err(reason) = directory.introduce(record, by_itself) {
+            tracing::debug!(reason, "a peer told of a node that cannot be believed");
+        }
+    }
+}
+
+/// Asks the seeds once, before anything is served: whether this node's clock is right, and for the highest epoch they saw of it.
+///
+/// # Errors
+/// [`StartError::ClockOff`].
+pub(crate) async fn first_contact(
+    seeds: BTreeSet<String>,
+    own: &Own,
+    clock: &WallClock,
+    peers: &PeerChannels,
+    directory: &Directory,
+) -> Result<Option<Incarnation>, StartError> {
+    let asked = futures::stream::iter(seeds).map(|seed| introduce(peers.seed_channel(&seed), own, clock));
+    let mut answers = asked.buffer_unordered(INTRODUCTIONS_MAX);
+    let (mut offsets, mut highest) = (Vec::new(), None);
+    let gather = async {
+        while let Some(met) = answers.next().await {
+            let Ok(Met { mut answer, clock_offset_us }) = met else { continue };
+            offsets.push(clock_offset_us);
+            let seen = answer.caller_seen.take().filter(|seen| seen.epoch > 0);
+            if let Some(Ok(seen)) = seen.map(|seen| Incarnation::from_message(seen.epoch, &seen.boot_id)) {
+                highest = highest.max(Some((seen.epoch, seen.boot_id)));
+            }
+            remember(directory, &mut answer);
+        }
+    };
+    // Peers that are starting too accept connections before they answer: do not wait for them.
+    drop(tokio::time::timeout(FIRST_CONTACT, gather).await);
+    check_clock(offsets)?;
+    Ok(highest.map(|(epoch, boot_id)| Incarnation { epoch, boot_id }))
+}
+
+fn check_clock(mut offsets: Vec<i64>) -> Result<(), StartError> {
+    offsets.sort_unstable();
+    let Some(median) = offsets.get(offsets.len().saturating_sub(1) / 2) else { return Ok(()) };
+    if median.unsigned_abs() <= CLOCK_OFF_MAX_US {
+        return Ok(());
+    }
+    let direction = if *median < 0 { "ahead of" } else { "behind" };
+    Err(StartError::ClockOff { by_ms: median.unsigned_abs() / 1000, direction })
+}
+
+/// Keeps meeting seeds and nodes that others named, and asks to be admitted, for as long as the node runs.
+pub(crate) async fn meet_and_join(fleet: Arc<Fleet>, mut sources: Vec<Box<dyn Discovery>>, cancel: CancellationToken) {
+    let work = async {
+        let mut nodes = fleet.directory.subscribe();
+        loop {
+            let settled = fleet.is_settled();
+            fleet.meet(&mut sources, settled).await;
+            let problem = if settled { None } else { fleet.join().await };
+            *fleet.join_problem.lock() = problem;
+            let wait = if fleet.is_settled() { ROUND_SETTLED } else { ROUND_SEARCHING };
+            nodes.mark_unchanged();
+            // A newly known node is met at once.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = nodes.changed() => tokio::time::sleep(ROUND_SEARCHING).await,
+            }
+        }
+    };
+    cancel.run_until_cancelled(work).await;
+}
+
+impl Fleet {
+    /// Whether the fleet has this process's record.
+    fn is_settled(&self) -> bool {
+        self.consensus.machine().read(|state| state.fleet.nodes.get(&self.own.id()) == Some(&self.own.record))
+    }
+
+    /// One round of introductions: to the seeds that no known node stands for, and to nodes that are known but not admitted.
+    async fn meet(&self, sources: &mut [Box<dyn Discovery>], settled: bool) {
+        let nodes = self.directory.nodes();
+        let known: BTreeSet<&str> = nodes.iter().map(|node| node.record.mesh_addr.as_str()).collect();
+        let seeds = sources.iter_mut().flat_map(|source| source.seeds()).filter(|seed| !known.contains(seed.as_str()));
+        let strangers = seeds.map(|seed| self.peers.seed_channel(&seed));
+        let ids = nodes.others().filter(|node| !settled || !node.admitted).map(crate::discovery::NodeEntry::id);
+        let acquaintances = ids.filter_map(|id| self.peers.channel(id, crate::peers::ChannelUse::Fleet).ok());
+        let channels: Vec<_> = strangers.chain(acquaintances).collect();
+        let met = futures::stream::iter(channels).map(|channel| introduce(channel, &self.own, &self.clock.0));
+        let mut met = met.buffer_unordered(INTRODUCTIONS_MAX);
+        while let Some(answer) = met.next().await {
+            match answer {
+                Ok(Met { mut answer, .. }) => {
+                    if answer
+                        .node
+                        .as_ref()
+                        .and_then(|node| node.record.as_ref())
+                        .is_some_and(|node| node.node_id == self.own.id().0)
+                    {
+                        continue;
+                    }
+                    self.heard_of_ourselves(answer.caller_seen.as_ref());
+                    remember(&self.directory, &mut answer);
+                }
+                Err(status) => tracing::debug!(reason = status.message(), "a node does not answer an introduction"),
+            }
+        }
+    }
+
+    /// Asks for admission, or for the change of our record. A sentence if something keeps us out.
+    async fn join(&self) -> Option<String> {
+        let ask = match self.consensus.leader() {
+            Some(leader) if leader == self.own.id() => return self.admit_ourselves().await,
+            Some(leader) => Some(leader),
+            None => None,
+        };
+        let nodes = self.directory.nodes();
+        let mut candidates: Vec<NodeId> = ask.into_iter().chain(nodes.others().map(crate::discovery::NodeEntry::id)).collect();
+        candidates.dedup();
+        let mut asked = BTreeSet::new();
+        let mut problem = None;
+        while let Some(node) = (!candidates.is_empty()).then(|| candidates.remove(0)) {
+            if !asked.insert(node) {
+                continue;
+            }
+            match self.ask_to_join(node).await {
+                Ok(Asked::Admitted) => return None,
+                Ok(Asked::Elsewhere(leader)) => candidates.insert(0, leader),
+                Ok(Asked::Refused(reason)) => return Some(format!("the fleet does not admit this node: {reason}")),
+                Ok(Asked::NoLeader) => {}
+                Err(status) => problem = Some(format!("node {node} does not answer: {}", status.message())),
+            }
+        }
+        problem
+    }
+
+    async fn admit_ourselves(&self) -> Option<String> {
+        use crate::raft::types::{Command, Reply};
+        if self.fleet_id().is_empty() {
+            return None;
+        }
+        let put = v1::PutNode { record: Some(self.own.record.clone()) };
+        match self.consensus.propose(Command::new(v1::raft_command::Command::PutNode(put))).await {
+            Ok(Reply::Refused(reason)) => Some(format!("the fleet does not admit this node: {reason}")),
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    async fn ask_to_join(&self, node: NodeId) -> Result<Asked, Status> {
+        use v1::join_response::Outcome;
+        let mut client = self.client(node)?;
+        let request = v1::JoinRequest { caller: Some(self.introduction()) };
+        Ok(match within(super::PROPOSE_TIMEOUT, client.join(request)).await?.outcome {
+            Some(Outcome::Admitted(admitted)) => {
+                self.heard_of_ourselves(admitted.caller_seen.as_ref());
+                Asked::Admitted
+            }
+            Some(Outcome::Leader(record)) => {
+                let leader = self.directory.introduce(record, false).map_err(Status::internal)?;
+                if leader == self.own.id() { Asked::NoLeader } else { Asked::Elsewhere(leader) }
+            }
+            Some(Outcome::Refused(reason)) if reason.contains("not formed yet") => Asked::NoLeader,
+            Some(Outcome::Refused(reason)) => Asked::Refused(reason),
+            None => Asked::NoLeader,
+        })
+    }
+}
+
+enum Asked {
+    Admitted,
+    Elsewhere(NodeId),
+    Refused(String),
+    NoLeader,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_is_named_with_its_direction() {
+        assert!(check_clock(vec![]).is_ok());
+        assert!(check_clock(vec![4_900_000, -3_600_000_000, 100]).is_ok());
+        let error = check_clock(vec![-7_200_000_000, -7_200_000_000, 0]).expect_err("two hours ahead");
+        assert!(error.to_string().contains("7200000 ms ahead of its peers"), "{error}");
+        assert!(check_clock(vec![5_000_001]).is_err());
+    }
+}

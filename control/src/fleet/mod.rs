@@ -1,0 +1,242 @@
+//! A node among nodes: introductions, joining, heartbeats, proposals, forming a fleet. [`Fleet`] is what the tasks and the service
+//! share.
+
+mod bootstrap;
+mod heartbeat;
+mod join;
+mod membership;
+mod proposer;
+mod service;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use causeway_proto::id::{BootId, Epoch, NodeId};
+use causeway_rpc::v1::fleet_client::FleetClient;
+use causeway_rpc::{convert, v1};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::transport::Channel;
+
+pub(crate) use bootstrap::{init_cluster, keep_standalone_formed};
+pub(crate) use heartbeat::{drive_fences, send_heartbeats};
+pub(crate) use join::{first_contact, meet_and_join};
+pub(crate) use membership::keep_members;
+pub(crate) use proposer::propose_own_log;
+pub(crate) use service::FleetService;
+
+use crate::config::{Deps, WallClock};
+use crate::data_dir::DataDir;
+use crate::discovery::Directory;
+use crate::error::Fatal;
+use crate::identity::PeerIdentity;
+use crate::peers::{ChannelUse, MESSAGE_SIZE_MAX, PeerChannels};
+use crate::presence::{FenceMonitor, OWNERS_MAX, OwnerLog, PresenceView};
+use crate::raft::Consensus;
+use crate::watch::micros;
+
+/// One question to a peer takes at most this.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// A proposal at the leader takes at most this, a quorum round trip included.
+pub(crate) const PROPOSE_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// What this process says of itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Own {
+    pub(crate) identity: PeerIdentity,
+    pub(crate) record: v1::NodeRecord,
+    pub(crate) epoch: Epoch,
+    pub(crate) boot_id: BootId,
+}
+
+impl Own {
+    pub(crate) const fn id(&self) -> NodeId {
+        self.identity.node_id
+    }
+
+    pub(crate) fn introduction(&self, clock: &WallClock) -> v1::Introduction {
+        v1::Introduction {
+            record: Some(self.record.clone()),
+            epoch: self.epoch.0,
+            boot_id: self.boot_id.0.to_vec().into(),
+            clock_us: micros(clock()),
+        }
+    }
+}
+
+/// A process of a node: its epoch, and which process that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Incarnation {
+    pub(crate) epoch: Epoch,
+    pub(crate) boot_id: BootId,
+}
+
+impl Incarnation {
+    /// Reads an epoch and boot id of a message.
+    pub(crate) fn from_message(epoch: u64, boot_id: &[u8]) -> Result<Self, Status> {
+        if epoch == 0 {
+            return Err(Status::invalid_argument("field epoch: starts with 1"));
+        }
+        Ok(Self { epoch: Epoch(epoch), boot_id: convert::boot_id("boot_id", boot_id)? })
+    }
+
+    fn to_message(self) -> v1::EpochSeen {
+        let boot_id = if self.epoch == Epoch(0) { bytes::Bytes::new() } else { self.boot_id.0.to_vec().into() };
+        v1::EpochSeen { epoch: self.epoch.0, boot_id }
+    }
+}
+
+/// What the control plane's tasks and services share.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    pub(crate) own: Own,
+    pub(crate) clock: SharedClock,
+    pub(crate) consensus: Consensus,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: PeerChannels,
+    pub(crate) view: Arc<PresenceView>,
+    pub(crate) owner_log: OwnerLog,
+    /// The highest epoch that each node has shown, and by which process first.
+    seen: Mutex<BTreeMap<NodeId, Incarnation>>,
+    fences: Mutex<FenceMonitor>,
+    fatal: watch::Sender<Option<Fatal>>,
+    /// Held while this node forms a fleet, so that two operators cannot interleave.
+    forming: tokio::sync::Mutex<()>,
+    /// Why joining does not get on, for operators.
+    join_problem: Mutex<Option<String>>,
+    /// Locked until the last task has ended.
+    _dir: DataDir,
+}
+
+/// A wall clock that can stand in a type with `Debug`.
+#[derive(Clone)]
+pub(crate) struct SharedClock(pub(crate) WallClock);
+
+impl std::fmt::Debug for SharedClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WallClock")
+    }
+}
+
+impl Fleet {
+    #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
+    pub(crate) fn new(
+        own: Own,
+        deps: &Deps,
+        dir: DataDir,
+        consensus: Consensus,
+        directory: Arc<Directory>,
+        peers: PeerChannels,
+        view: Arc<PresenceView>,
+        owner_log: OwnerLog,
+    ) -> Self {
+        Self {
+            own,
+            clock: SharedClock(Arc::clone(&deps.clock)),
+            consensus,
+            directory,
+            peers,
+            view,
+            owner_log,
+            seen: Mutex::default(),
+            fences: Mutex::default(),
+            fatal: watch::Sender::default(),
+            forming: tokio::sync::Mutex::default(),
+            join_problem: Mutex::default(),
+            _dir: dir,
+        }
+    }
+
+    pub(crate) fn fatal(&self) -> watch::Receiver<Option<Fatal>> {
+        self.fatal.subscribe()
+    }
+
+    /// Tells the process to stop; the first reason stands.
+    pub(crate) fn fail(&self, reason: Fatal) {
+        self.fatal.send_if_modified(|fatal| {
+            let first = fatal.is_none();
+            if first {
+                tracing::error!(%reason, "this node must stop");
+                *fatal = Some(reason);
+            }
+            first
+        });
+    }
+
+    /// The fleet's id as far as Raft has it; empty if this node is in none.
+    pub(crate) fn fleet_id(&self) -> String {
+        self.consensus.machine().read(|state| state.fleet.fleet_id.clone())
+    }
+
+    pub(crate) fn introduction(&self) -> v1::Introduction {
+        self.own.introduction(&self.clock.0)
+    }
+
+    pub(crate) fn now_us(&self) -> u64 {
+        micros((self.clock.0)())
+    }
+
+    pub(crate) fn join_problem(&self) -> Option<String> {
+        self.join_problem.lock().clone()
+    }
+
+    pub(crate) fn client(&self, node: NodeId) -> Result<FleetClient<Channel>, Status> {
+        let channel = self.peers.channel(node, ChannelUse::Fleet).map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(fleet_client(channel))
+    }
+
+    /// Takes note of a process of a node; answers with the highest known of that node before.
+    pub(crate) fn saw(&self, node: NodeId, process: Incarnation) -> Incarnation {
+        let applied = self.consensus.machine().read(|state| {
+            state.table.owner(node).map(|owner| Incarnation { epoch: owner.epoch, boot_id: owner.boot_id }).unwrap_or_default()
+        });
+        let mut seen = self.seen.lock();
+        if seen.len() >= OWNERS_MAX && !seen.contains_key(&node) {
+            return applied;
+        }
+        let known = seen.entry(node).or_default();
+        if applied.epoch > known.epoch {
+            *known = applied;
+        }
+        let before = *known;
+        if process.epoch > known.epoch {
+            *known = process;
+        }
+        before
+    }
+
+    /// The highest epoch seen of a node by any way; 0 if none.
+    pub(crate) fn epoch_of(&self, node: NodeId) -> Epoch {
+        if node == self.own.id() {
+            return self.own.epoch;
+        }
+        let applied = self.consensus.machine().read(|state| state.table.owner(node).map(|owner| owner.epoch)).unwrap_or_default();
+        self.seen.lock().get(&node).map_or(applied, |seen| seen.epoch.max(applied))
+    }
+
+    /// A peer told what it has seen of this very node: a higher epoch, or ours by another process, means a copied data directory.
+    pub(crate) fn heard_of_ourselves(&self, seen: Option<&v1::EpochSeen>) {
+        let Some(seen) = seen.filter(|seen| seen.epoch >= self.own.epoch.0) else { return };
+        if seen.epoch > self.own.epoch.0 || seen.boot_id.as_ref() != self.own.boot_id.0.as_slice() {
+            self.fail(Fatal::OwnEpochSuperseded { ours: self.own.epoch, theirs: Epoch(seen.epoch) });
+        }
+    }
+}
+
+/// A client with the limits of node-to-node calls.
+pub(crate) fn fleet_client(channel: Channel) -> FleetClient<Channel> {
+    FleetClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX).max_encoding_message_size(MESSAGE_SIZE_MAX)
+}
+
+/// Awaits a peer's answer for a bounded time.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded("the node did not answer in time")),
+    }
+}

@@ -1,0 +1,276 @@
+//! One Raft group: openraft with our log, state machine and network.
+
+mod codec;
+pub(crate) mod fleet_state;
+mod log;
+pub(crate) mod network;
+mod snapshot;
+pub(crate) mod state_machine;
+pub(crate) mod types;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use causeway_proto::id::NodeId;
+use causeway_rpc::v1;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use log::LogError;
+pub use snapshot::SnapshotError;
+
+use crate::config::RaftProfile;
+use crate::peers::PeerChannels;
+use crate::presence::PresenceView;
+use log::DiskLog;
+use network::{Network, RaftService};
+use snapshot::SnapshotStore;
+use state_machine::StateMachine;
+use types::{Command, Reply, TypeConfig};
+
+pub(crate) type Metrics = RaftMetrics<TypeConfig>;
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// A snapshot is due when the log behind the last one exceeds this, or that snapshot's size if it is larger.
+const SNAPSHOT_LOG_BYTES_MIN: u64 = 256 << 20;
+/// How often the log's size is looked at.
+const SNAPSHOT_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// A proposal that is not committed by then has an unknown outcome.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the group cannot be opened. Names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// openraft refuses its settings or what it finds on disk.
+    #[error("raft cannot start: {0}")]
+    Raft(String),
+}
+
+/// Why a proposal or a consistent read was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotDone {
+    /// Ask that node; `None`: no leader is known at the moment.
+    #[error("this node does not lead")]
+    Forward(Option<NodeId>),
+    /// Not committed in time; it may yet be.
+    #[error("no quorum answered in time")]
+    TimedOut,
+    /// Raft does not run here any more.
+    #[error("raft does not run here: {0}")]
+    Stopped(String),
+}
+
+/// A running group on this node.
+#[derive(Clone)]
+pub(crate) struct Consensus {
+    raft: Raft,
+    machine: StateMachine,
+    log: DiskLog,
+    snapshots: SnapshotStore,
+}
+
+impl std::fmt::Debug for Consensus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consensus").finish_non_exhaustive()
+    }
+}
+
+impl Consensus {
+    /// Opens log and snapshot in `dir`, restores the state and takes part in elections from then on.
+    ///
+    /// # Errors
+    /// [`OpenError`], naming the file.
+    pub(crate) async fn open(
+        dir: &Path,
+        own: NodeId,
+        profile: RaftProfile,
+        view: Arc<PresenceView>,
+        peers: PeerChannels,
+        tracker: &TaskTracker,
+        cancel: &CancellationToken,
+    ) -> Result<Self, OpenError> {
+        let log = DiskLog::open(&dir.join("log"))?;
+        let snapshots = SnapshotStore::open(dir.join("snapshot"))?;
+        // Read once up front: openraft would tell less about a damaged file.
+        snapshots.current()?;
+        let machine = StateMachine::new(view, snapshots.clone());
+        let settings = types::settings(profile).map_err(|error| OpenError::Raft(error.to_string()))?;
+        let heartbeat = Duration::from_millis(settings.heartbeat_interval);
+        let network = Network::new(own, peers, heartbeat, tracker.clone(), cancel.clone());
+        let raft = Raft::new(own.0, settings, network, log.clone(), machine.clone())
+            .await
+            .map_err(|error| OpenError::Raft(error.to_string()))?;
+        let consensus = Self { raft, machine, log, snapshots };
+        tracker.spawn(consensus.clone().take_snapshots(cancel.clone()));
+        let (raft, cancel) = (consensus.raft.clone(), cancel.clone());
+        tracker.spawn(async move {
+            cancel.cancelled().await;
+            if let Err(error) = raft.shutdown().await {
+                tracing::warn!(%error, "raft did not shut down cleanly");
+            }
+        });
+        Ok(consensus)
+    }
+
+    /// Answers peers' Raft calls.
+    pub(crate) fn service(&self, cancel: CancellationToken) -> RaftService {
+        RaftService::new(self.raft.clone(), self.snapshots.clone(), cancel)
+    }
+
+    /// The replicated state.
+    pub(crate) const fn machine(&self) -> &StateMachine {
+        &self.machine
+    }
+
+    /// Term, leader, members, progress, as of now.
+    pub(crate) fn metrics(&self) -> Metrics {
+        // Cloned out at once: holding the guard would freeze Raft.
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    /// Tells of changes of role, leader and members.
+    pub(crate) fn subscribe(&self) -> WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>> {
+        self.raft.server_metrics()
+    }
+
+    /// The leader, if one is known.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        self.metrics().current_leader.map(NodeId)
+    }
+
+    /// Whether this node leads.
+    pub(crate) fn is_leader(&self) -> bool {
+        self.metrics().state == ServerState::Leader
+    }
+
+    /// Why Raft ended here, if it did.
+    pub(crate) fn stopped_because(&self) -> Option<String> {
+        self.metrics().running_state.err().map(|fatal| fatal.to_string())
+    }
+
+    /// Whether this node has never voted nor stored an entry. `false` if Raft has ended.
+    pub(crate) async fn is_pristine(&self) -> bool {
+        matches!(self.raft.is_initialized().await, Ok(false))
+    }
+
+    /// Makes the group of `voters`; only on a pristine node, which must be one of them. Whether it was pristine.
+    ///
+    /// # Errors
+    /// [`NotDone::Stopped`].
+    pub(crate) async fn initialize(&self, voters: &BTreeSet<NodeId>) -> Result<bool, NotDone> {
+        let members: BTreeSet<u64> = voters.iter().map(|voter| voter.0).collect();
+        match self.raft.initialize(members).await {
+            Ok(()) => Ok(true),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
+            Err(error) => Err(NotDone::Stopped(error.to_string())),
+        }
+    }
+
+    /// Proposes a command and waits until it is applied here; only on the leader.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub(crate) async fn propose(&self, command: Command) -> Result<Reply, NotDone> {
+        let written = tokio::time::timeout(PROPOSE_TIMEOUT, self.raft.client_write(command)).await;
+        match written.map_err(|_| NotDone::TimedOut)? {
+            Ok(response) => Ok(response.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(NotDone::TimedOut),
+            Err(error) => Err(NotDone::Stopped(error.to_string())),
+        }
+    }
+
+    /// Admits a learner; only on the leader.
+    ///
+    /// # Errors
+    /// [`NotDone`]; another change of members being under way counts as [`NotDone::TimedOut`].
+    pub(crate) async fn add_learner(&self, node: NodeId) -> Result<(), NotDone> {
+        let added = tokio::time::timeout(PROPOSE_TIMEOUT, self.raft.add_learner(node.0, EmptyNode {}, false)).await;
+        member_change(added.map_err(|_| NotDone::TimedOut)?)
+    }
+
+    /// Removes a member, voter or learner; only on the leader.
+    ///
+    /// # Errors
+    /// As [`Self::add_learner`].
+    pub(crate) async fn remove_member(&self, node: NodeId) -> Result<(), NotDone> {
+        let nodes = BTreeSet::from([node.0]);
+        let is_voter = self.raft.voter_ids().any(|voter| voter == node.0);
+        let change =
+            if is_voter { openraft::ChangeMembers::RemoveVoters(nodes) } else { openraft::ChangeMembers::RemoveNodes(nodes) };
+        let changed = tokio::time::timeout(PROPOSE_TIMEOUT, self.raft.change_membership(change, false)).await;
+        member_change(changed.map_err(|_| NotDone::TimedOut)?)
+    }
+
+    /// Returns once everything committed before the call is applied here; only on the leader, by a quorum round trip.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub(crate) async fn ensure_linearizable(&self) -> Result<(), NotDone> {
+        let read = tokio::time::timeout(PROPOSE_TIMEOUT, self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
+        match read.map_err(|_| NotDone::TimedOut)? {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(NotDone::TimedOut),
+            Err(error) => Err(NotDone::Stopped(error.to_string())),
+        }
+    }
+
+    /// Takes a snapshot now.
+    ///
+    /// # Errors
+    /// [`NotDone::Stopped`].
+    pub(crate) async fn snapshot(&self) -> Result<(), NotDone> {
+        self.raft.trigger().snapshot().await.map_err(|error| NotDone::Stopped(error.to_string()))
+    }
+
+    async fn take_snapshots(self, cancel: CancellationToken) {
+        let mut last_at = self.log.appended_bytes();
+        let mut ticks = tokio::time::interval(SNAPSHOT_CHECK_INTERVAL);
+        while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+            let appended = self.log.appended_bytes();
+            if appended - last_at > SNAPSHOT_LOG_BYTES_MIN.max(self.snapshots.size()) {
+                if self.snapshot().await.is_err() {
+                    return;
+                }
+                last_at = appended;
+            }
+        }
+    }
+}
+
+fn not_leader(forward: &ForwardToLeader<TypeConfig>) -> NotDone {
+    NotDone::Forward(forward.leader_id.map(NodeId))
+}
+
+fn member_change<T>(result: Result<T, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>) -> Result<(), NotDone> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
+        Err(RaftError::APIError(_)) => Err(NotDone::TimedOut),
+        Err(error) => Err(NotDone::Stopped(error.to_string())),
+    }
+}
+
+/// The claims as an operator sees them.
+pub(crate) fn committed_claim(claim: &crate::presence::table::TableClaim) -> v1::CommittedClaim {
+    v1::CommittedClaim {
+        rank: Some(claim.rank.into()),
+        epoch: claim.epoch.0,
+        home: claim.home,
+        kind: v1::ClaimKind::from(claim.kind).into(),
+        fenced: claim.fenced,
+    }
+}

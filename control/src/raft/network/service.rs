@@ -1,0 +1,179 @@
+//! The receiving half: Raft calls of peers, each checked against the peer's certificate, handed to openraft.
+
+use std::pin::Pin;
+
+use causeway_proto::id::NodeId;
+use causeway_rpc::v1;
+use causeway_rpc::v1::raft_server::{Raft as RaftApi, RaftServer};
+use futures::{Stream, StreamExt};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderError, TransferLeaderRequest, VoteRequest};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::identity::PeerIdentity;
+use crate::peers::MESSAGE_SIZE_MAX;
+use crate::raft::Raft;
+use crate::raft::codec::{entry_from, log_id_from, log_id_to, stored_membership_from, vote_from, vote_to};
+use crate::raft::snapshot::SnapshotStore;
+use crate::raft::types::{GROUP_ID, SnapshotMeta, TypeConfig, Vote};
+
+/// Answers the Raft calls of peers.
+#[derive(Clone)]
+pub(crate) struct RaftService {
+    raft: Raft,
+    snapshots: SnapshotStore,
+    cancel: CancellationToken,
+}
+
+impl RaftService {
+    pub(crate) fn new(raft: Raft, snapshots: SnapshotStore, cancel: CancellationToken) -> Self {
+        Self { raft, snapshots, cancel }
+    }
+
+    pub(crate) fn into_server(self) -> RaftServer<Self> {
+        RaftServer::new(self).max_decoding_message_size(MESSAGE_SIZE_MAX).max_encoding_message_size(MESSAGE_SIZE_MAX)
+    }
+}
+
+/// The peer of a call.
+pub(crate) fn peer_of<T>(request: &Request<T>) -> Result<NodeId, Status> {
+    let peer = request.extensions().get::<PeerIdentity>();
+    peer.map(|peer| peer.node_id).ok_or_else(|| Status::unauthenticated("the connection has no peer identity"))
+}
+
+/// Checks group and sender: a node speaks in Raft only for itself.
+fn check(group_id: u32, vote: Option<&v1::RaftBallot>, peer: NodeId) -> Result<Vote, Status> {
+    if group_id != GROUP_ID {
+        return Err(Status::failed_precondition(format!("there is no raft group {group_id} here")));
+    }
+    let vote = vote_from(vote)?;
+    if vote.leader_id.node_id != peer.0 {
+        return Err(Status::permission_denied("a node may send only its own vote"));
+    }
+    Ok(vote)
+}
+
+fn vote_request(request: Request<v1::RaftVoteRequest>) -> Result<VoteRequest<TypeConfig>, Status> {
+    let peer = peer_of(&request)?;
+    let request = request.into_inner();
+    let vote = check(request.group_id, request.vote.as_ref(), peer)?;
+    let mut rpc = VoteRequest::new(vote, request.last_log_id.as_ref().map(log_id_from));
+    rpc.leadership_transfer = request.leadership_transfer;
+    Ok(rpc)
+}
+
+fn vote_reply(reply: &openraft::raft::VoteResponse<TypeConfig>) -> Response<v1::RaftVoteReply> {
+    Response::new(v1::RaftVoteReply {
+        vote: Some(vote_to(&reply.vote)),
+        granted: reply.vote_granted,
+        last_log_id: reply.last_log_id.as_ref().map(log_id_to),
+    })
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("raft does not run here: {error}"))
+}
+
+#[tonic::async_trait]
+impl RaftApi for RaftService {
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<v1::RaftAppendReply, Status>> + Send>>;
+
+    async fn append(&self, request: Request<Streaming<v1::RaftAppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
+        let peer = peer_of(&request)?;
+        // A malformed request ends the stream: what came before it is answered.
+        let requests = request.into_inner().scan((), move |(), message| append_request(message, peer));
+        let replies = self.raft.stream_append(requests).map(|result| match result {
+            Ok(result) => Ok(append_reply(result)),
+            Err(fatal) => Err(stopped(fatal)),
+        });
+        let cancel = self.cancel.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(replies.take_until(cancel))))
+    }
+
+    async fn vote(&self, request: Request<v1::RaftVoteRequest>) -> Result<Response<v1::RaftVoteReply>, Status> {
+        Ok(vote_reply(&self.raft.vote(vote_request(request)?).await.map_err(stopped)?))
+    }
+
+    async fn pre_vote(&self, request: Request<v1::RaftVoteRequest>) -> Result<Response<v1::RaftVoteReply>, Status> {
+        Ok(vote_reply(&self.raft.pre_vote(vote_request(request)?).await.map_err(stopped)?))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<v1::RaftSnapshotPiece>>,
+    ) -> Result<Response<v1::RaftSnapshotReply>, Status> {
+        use v1::raft_snapshot_piece::Piece;
+        let peer = peer_of(&request)?;
+        let mut pieces = request.into_inner();
+        let Some(v1::RaftSnapshotPiece { piece: Some(Piece::Header(header)) }) = pieces.message().await? else {
+            return Err(Status::invalid_argument("a snapshot starts with its header"));
+        };
+        let vote = check(header.group_id, header.vote.as_ref(), peer)?;
+        let last_membership = stored_membership_from(header.last_membership.unwrap_or_default())?;
+        let meta = SnapshotMeta { last_log_id: header.last_log_id.as_ref().map(log_id_from), last_membership };
+        let data = pieces.map(|piece| match piece?.piece {
+            Some(Piece::Data(data)) => Ok(data),
+            _ => Err(Status::invalid_argument("only data follows a snapshot's header")),
+        });
+        let file = self.snapshots.receive(header.length, data).await?;
+        let snapshot = openraft::Snapshot { meta, snapshot: file };
+        let reply = self.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        Ok(Response::new(v1::RaftSnapshotReply { vote: Some(vote_to(&reply.vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::RaftTransferLeaderRequest>,
+    ) -> Result<Response<v1::RaftTransferLeaderReply>, Status> {
+        use v1::raft_transfer_leader_reply::Refused;
+        let peer = peer_of(&request)?;
+        let request = request.into_inner();
+        let vote = check(request.group_id, request.from_leader.as_ref(), peer)?;
+        let last_log_id = request.last_log_id.as_ref().map(log_id_from);
+        let rpc = TransferLeaderRequest::new(vote, request.to_node_id, last_log_id);
+        let refused = match self.raft.handle_transfer_leader(rpc).await.map_err(stopped)? {
+            Ok(()) => None,
+            Err(TransferLeaderError::VoteChanged { expected, actual }) => Some(Refused::VoteChanged(v1::RaftVoteChanged {
+                expected: Some(vote_to(&expected)),
+                actual: Some(vote_to(&actual)),
+            })),
+            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => Some(Refused::LogNotFlushed(v1::RaftLogNotFlushed {
+                expected: expected.as_ref().map(log_id_to),
+                actual: actual.as_ref().map(log_id_to),
+            })),
+        };
+        Ok(Response::new(v1::RaftTransferLeaderReply { refused }))
+    }
+}
+
+fn append_request(
+    message: Result<v1::RaftAppendRequest, Status>,
+    peer: NodeId,
+) -> impl Future<Output = Option<AppendEntriesRequest<TypeConfig>>> {
+    let decode = |message: Result<v1::RaftAppendRequest, Status>| {
+        let message = message?;
+        let vote = check(message.group_id, message.vote.as_ref(), peer)?;
+        let entries = message.entries.into_iter().map(entry_from).collect::<Result<Vec<_>, _>>()?;
+        Ok::<_, Status>(AppendEntriesRequest {
+            vote,
+            prev_log_id: message.prev_log_id.as_ref().map(log_id_from),
+            entries,
+            leader_commit: message.leader_commit.as_ref().map(log_id_from),
+        })
+    };
+    std::future::ready(
+        decode(message)
+            .inspect_err(|status| tracing::debug!(node = %peer, reason = status.message(), "append stream ended"))
+            .ok(),
+    )
+}
+
+fn append_reply(result: openraft::raft::StreamAppendResult<TypeConfig>) -> v1::RaftAppendReply {
+    use v1::raft_append_reply::Reply;
+    let reply = match result {
+        Ok(log_id) => Reply::Flushed(v1::RaftFlushed { log_id: log_id.as_ref().map(log_id_to) }),
+        Err(StreamAppendError::Conflict(id)) => Reply::Conflict(log_id_to(&id)),
+        Err(StreamAppendError::HigherVote(vote)) => Reply::HigherVote(vote_to(&vote)),
+    };
+    v1::RaftAppendReply { reply: Some(reply) }
+}

@@ -1,0 +1,189 @@
+//! Starts the control plane: the one place that wires its parts.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use causeway_proto::id::{BootId, NodeId};
+use rand::RngCore;
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+use crate::config::{Config, Deps};
+use crate::data_dir::DataDir;
+use crate::derpmap;
+use crate::discovery::{Directory, NodeSet, sources};
+use crate::epoch::EpochCounter;
+use crate::error::{Fatal, StartError};
+use crate::fleet::{self, Fleet, FleetService, Own};
+use crate::followers::follow_all;
+use crate::identity::{FleetTrust, MeshTls, NodeKey};
+use crate::presence::{OwnerLog, PresenceView};
+use crate::raft::Consensus;
+use crate::raft::fleet_state::check_record;
+use crate::raft::types::GROUP_ID;
+use crate::watch::{Follower, WatchMetrics, WatchService};
+use crate::{Admin, ControlMetrics, Handles, PeerChannels, Status};
+
+/// Starts the control plane.
+#[derive(Debug)]
+pub struct ControlPlane;
+
+impl ControlPlane {
+    /// Opens the data directory, takes up the node's identity, looks for the fleet, and starts everything on `deps.tracker`.
+    ///
+    /// Waits about a second at most for peers, and not for Raft. The caller serves [`Handles::routes`] on the mesh port next.
+    ///
+    /// # Errors
+    /// [`StartError`]: the message says what to do.
+    pub async fn start(config: Config, deps: Deps) -> Result<Handles, StartError> {
+        let dir = DataDir::open(&config.data_dir, &config.name)?;
+        let key = NodeKey::load_or_create(&dir.node_key_file())?;
+        let mut counter = EpochCounter::raise(dir.epoch_file())?;
+        let mut own = describe_ourselves(&config, &key, &counter)?;
+        let trust = FleetTrust::new(&config.mesh_key, config.mesh_key_next.as_ref());
+        let mesh_tls = Arc::new(MeshTls::new(trust, key));
+        let directory = Arc::new(Directory::new(own.record.clone()));
+        let peers = PeerChannels::new(Arc::clone(&mesh_tls), directory.subscribe());
+
+        let mut sources = sources(&config.seeds);
+        let mut seeds: BTreeSet<String> = sources.iter_mut().flat_map(|source| source.seeds()).collect();
+        seeds.remove(&own.record.mesh_addr);
+        let seen = fleet::first_contact(seeds, &own, &deps.clock, &peers, &directory).await?;
+        if let Some(seen) = seen.filter(|seen| seen.boot_id != own.boot_id) {
+            counter.pass(seen.epoch)?;
+            own.epoch = counter.epoch();
+        }
+
+        let (id, region) = (own.id(), own.record.region.as_ref().map_or(0, |region| region.id));
+        let view = Arc::new(PresenceView::new(id, causeway_proto::id::RegionId(region)));
+        let owner_log = OwnerLog::new(id, own.epoch, own.boot_id, Arc::clone(&view));
+        let raft_dir = dir.raft_dir(GROUP_ID);
+        let (tracker, cancel) = (&deps.tracker, &deps.cancel);
+        let consensus = Consensus::open(&raft_dir, id, config.profile, Arc::clone(&view), peers.clone(), tracker, cancel).await?;
+        let fleet = Arc::new(Fleet::new(own, &deps, dir, consensus, Arc::clone(&directory), peers, view, owner_log));
+
+        let metrics = ControlMetrics { watch: WatchMetrics::default(), fleet: Arc::clone(&fleet) };
+        let derp_map = start_tasks(&fleet, &config, sources, &mesh_tls, &metrics.watch, &deps);
+        Ok(handles(fleet, mesh_tls, metrics, derp_map, &deps))
+    }
+}
+
+fn describe_ourselves(config: &Config, key: &NodeKey, counter: &EpochCounter) -> Result<Own, StartError> {
+    let identity = key.identity();
+    let mut boot_id = BootId::default();
+    rand::rng().fill_bytes(&mut boot_id.0);
+    let mut record = config.record.clone();
+    record.node_id = identity.node_id.0;
+    record.public_key = identity.public_key.to_vec().into();
+    record.name.clone_from(&config.name);
+    record.voter_eligible = config.voter_eligible;
+    check_record(&record).map_err(|expected| StartError::Config { field: "record", expected: expected.to_owned() })?;
+    Ok(Own { identity, record, epoch: counter.epoch(), boot_id })
+}
+
+fn start_tasks(
+    fleet: &Arc<Fleet>,
+    config: &Config,
+    sources: Vec<Box<dyn crate::discovery::Discovery>>,
+    mesh_tls: &Arc<MeshTls>,
+    watch_metrics: &WatchMetrics,
+    deps: &Deps,
+) -> watch::Receiver<Arc<causeway_proto::derpmap::DerpMap>> {
+    let (tracker, cancel) = (&deps.tracker, &deps.cancel);
+    let follower =
+        Follower::new(Arc::clone(&fleet.view), Arc::new(fleet.peers.clone()), Arc::clone(&deps.clock), watch_metrics.clone());
+    let nodes = fleet.directory.subscribe();
+    tracker.spawn(follow_all(Arc::new(follower), Arc::clone(&fleet.view), nodes, tracker.clone(), cancel.clone()));
+    tracker.spawn(follow_state(Arc::clone(fleet), Arc::clone(mesh_tls), cancel.clone()));
+    tracker.spawn(stop_when_superseded(Arc::clone(fleet), cancel.clone()));
+    tracker.spawn(fleet::meet_and_join(Arc::clone(fleet), sources, cancel.clone()));
+    tracker.spawn(fleet::send_heartbeats(Arc::clone(fleet), cancel.clone()));
+    tracker.spawn(fleet::drive_fences(Arc::clone(fleet), cancel.clone()));
+    tracker.spawn(fleet::keep_members(Arc::clone(fleet), cancel.clone()));
+    tracker.spawn(fleet::propose_own_log(Arc::clone(fleet), cancel.clone()));
+    if config.standalone {
+        tracker.spawn(fleet::keep_standalone_formed(Arc::clone(fleet), cancel.clone()));
+    }
+    let (serve_map, derp_map) = watch::channel(Arc::new(derpmap::build(&fleet.directory.nodes())));
+    tracker.spawn(keep_map(fleet.directory.subscribe(), serve_map, cancel.clone()));
+    derp_map
+}
+
+fn handles(
+    fleet: Arc<Fleet>,
+    mesh_tls: Arc<MeshTls>,
+    metrics: ControlMetrics,
+    derp_map: watch::Receiver<Arc<causeway_proto::derpmap::DerpMap>>,
+    deps: &Deps,
+) -> Handles {
+    let watch_service = WatchService::new(
+        fleet.owner_log.clone(),
+        Arc::clone(&fleet.view),
+        Arc::clone(&deps.clock),
+        metrics.watch.clone(),
+        deps.cancel.clone(),
+    );
+    let routes = Routes::new(FleetService::new(Arc::clone(&fleet)).into_server())
+        .add_service(fleet.consensus.service(deps.cancel.clone()).into_server())
+        .add_service(watch_service.into_server());
+    Handles {
+        identity: fleet.own.identity,
+        epoch: fleet.own.epoch,
+        boot_id: fleet.own.boot_id,
+        view: Arc::clone(&fleet.view),
+        owner_log: fleet.owner_log.clone(),
+        nodes: fleet.directory.subscribe(),
+        derp_map,
+        mesh_tls,
+        peers: fleet.peers.clone(),
+        routes,
+        status: Status { fleet: Arc::clone(&fleet) },
+        admin: Admin { fleet: Arc::clone(&fleet) },
+        metrics,
+        fatal: fleet.fatal(),
+    }
+}
+
+/// Hands what Raft applied to the node set and to TLS.
+async fn follow_state(fleet: Arc<Fleet>, mesh_tls: Arc<MeshTls>, cancel: tokio_util::sync::CancellationToken) {
+    let mut changes = fleet.consensus.machine().subscribe();
+    changes.mark_changed();
+    while let Some(Ok(())) = cancel.run_until_cancelled(changes.changed()).await {
+        let view = Arc::clone(&changes.borrow_and_update());
+        let evicted: BTreeSet<NodeId> = view.fleet.evicted.keys().copied().collect();
+        if evicted.contains(&fleet.own.id()) {
+            fleet.fail(Fatal::Evicted);
+        }
+        mesh_tls.set_evicted(evicted);
+        fleet.directory.update(view);
+    }
+}
+
+/// Stops the process when presence shows a higher epoch under this node's id.
+async fn stop_when_superseded(fleet: Arc<Fleet>, cancel: tokio_util::sync::CancellationToken) {
+    let mut superseded = fleet.view.superseded();
+    let seen = cancel.run_until_cancelled(superseded.wait_for(Option::is_some)).await;
+    if let Some(Ok(seen)) = seen
+        && let Some(theirs) = *seen
+    {
+        fleet.fail(Fatal::OwnEpochSuperseded { ours: fleet.own.epoch, theirs });
+    }
+}
+
+async fn keep_map(
+    mut nodes: watch::Receiver<Arc<NodeSet>>,
+    map: watch::Sender<Arc<causeway_proto::derpmap::DerpMap>>,
+    cancel: tokio_util::sync::CancellationToken,
+) {
+    nodes.mark_changed();
+    while let Some(Ok(())) = cancel.run_until_cancelled(nodes.changed()).await {
+        let new = derpmap::build(&nodes.borrow_and_update());
+        map.send_if_modified(|served| {
+            let replaces = derpmap::replaces(&new, served);
+            if replaces {
+                *served = Arc::new(new);
+            }
+            replaces
+        });
+    }
+}
