@@ -70,6 +70,13 @@ impl ClientBuilder {
         Self { server: None, login: Login { key, info, trust: None, preferred: true, watch: false } }
     }
 
+    /// Logs in with this key instead.
+    #[must_use]
+    pub fn key(mut self, key: NodePrivate) -> Self {
+        self.login.key = key;
+        self
+    }
+
     /// Connects to one server.
     #[must_use]
     pub fn endpoint(mut self, endpoint: Endpoint) -> Self {

@@ -2,7 +2,7 @@
 //!
 //! STUN over UDP first; if not one answer came, HTTPS. ICMP, which stock clients try beside HTTPS, needs privileges and is left out.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ impl Sockets {
 
 /// What happens next in the STUN part.
 enum Step {
-    Resolved(Probe, Option<SocketAddr>),
+    Sent(Probe, Option<(TransactionId, Instant)>),
     Datagram(usize),
     Timer,
 }
@@ -96,36 +96,39 @@ struct StunRun<'a> {
     probes: StunProbes,
     /// Sent and not answered.
     sent: HashMap<TransactionId, (Probe, Instant)>,
-    /// Asked for, by region and family, and not answered: with none left nothing more can come.
-    awaited: BTreeSet<(RegionId, Family)>,
+    /// Regions without an answer, and how many of their probes may still bring one. With none left there is nothing to wait for.
+    awaited: BTreeMap<RegionId, usize>,
 }
 
 impl<'a> StunRun<'a> {
     fn new(map: &'a DerpMap, plan: Plan, sockets: &'a Sockets) -> Self {
         let nodes = map.regions.values().flat_map(|region| &region.nodes).map(|node| (node.name.as_str(), node)).collect();
-        let awaited = plan.probes.iter().map(|probe| (probe.region, probe.family)).collect();
+        let mut awaited = BTreeMap::new();
+        for probe in &plan.probes {
+            *awaited.entry(probe.region).or_insert(0) += 1;
+        }
         let probes = StunProbes::new(plan, Instant::now().into_std());
         Self { nodes, sockets, probes, sent: HashMap::new(), awaited }
     }
 
     async fn run(mut self) -> Report {
         let (mut buf4, mut buf6) = ([0; STUN_DATAGRAM_LEN_MAX], [0; STUN_DATAGRAM_LEN_MAX]);
-        let mut resolving = FuturesUnordered::new();
+        let mut sending = FuturesUnordered::new();
         while !self.awaited.is_empty() && !self.probes.is_done(Instant::now().into_std()) {
             while let Some(probe) = self.probes.poll_transmit(Instant::now().into_std()) {
                 let node = self.nodes.get(probe.node.as_str()).copied();
-                resolving.push(resolve(node, probe));
+                sending.push(send(self.sockets, node, probe));
             }
             let wake = self.probes.poll_timeout().map_or_else(Instant::now, |(at, _)| at.into());
-            // None of these loses anything when it is dropped: `recv` leaves the datagram, the stream its futures.
+            // None of these loses anything when it is dropped: `recv` leaves the datagram, the set keeps its futures.
             let (step, buf) = tokio::select! {
-                Some((probe, addr)) = resolving.next() => (Step::Resolved(probe, addr), &buf4),
+                Some((probe, sent)) = sending.next() => (Step::Sent(probe, sent), &buf4),
                 len = recv(self.sockets.v4.as_ref(), &mut buf4) => (Step::Datagram(len), &buf4),
                 len = recv(self.sockets.v6.as_ref(), &mut buf6) => (Step::Datagram(len), &buf6),
                 () = sleep_until(wake) => (Step::Timer, &buf4),
             };
             match step {
-                Step::Resolved(probe, addr) => self.send(probe, addr),
+                Step::Sent(probe, sent) => self.note_sent(probe, sent),
                 Step::Datagram(len) => self.take(&buf[..len]),
                 Step::Timer => {}
             }
@@ -133,18 +136,20 @@ impl<'a> StunRun<'a> {
         self.probes.into_report()
     }
 
-    fn send(&mut self, probe: Probe, addr: Option<SocketAddr>) {
-        let transaction: TransactionId = rand::random();
-        let request = binding_request(&transaction);
-        let sent = match (self.sockets.of(probe.family), addr) {
-            (Some(socket), Some(addr)) => socket.try_send_to(&request, addr).is_ok(),
-            _ => false,
-        };
-        if sent {
-            self.sent.insert(transaction, (probe, Instant::now()));
-        } else {
-            // No address or no route in this family: nothing to wait for.
-            self.awaited.remove(&(probe.region, probe.family));
+    fn note_sent(&mut self, probe: Probe, sent: Option<(TransactionId, Instant)>) {
+        match sent {
+            Some((transaction, at)) => {
+                self.sent.insert(transaction, (probe, at));
+            }
+            // No address or no route in this family.
+            None => {
+                if let Some(left) = self.awaited.get_mut(&probe.region) {
+                    *left -= 1;
+                    if *left == 0 {
+                        self.awaited.remove(&probe.region);
+                    }
+                }
+            }
         }
     }
 
@@ -155,17 +160,22 @@ impl<'a> StunRun<'a> {
         let Some((probe, sent)) = self.sent.remove(&transaction) else {
             return;
         };
-        self.awaited.remove(&(probe.region, probe.family));
+        self.awaited.remove(&probe.region);
         self.probes.handle_answer(&probe, sent.elapsed(), global, Instant::now().into_std());
     }
 }
 
-async fn resolve(node: Option<&Node>, probe: Probe) -> (Probe, Option<SocketAddr>) {
-    let addr = match node {
-        Some(node) => stun_addr(node, probe.family).await,
-        None => None,
+/// Sends one probe; `None` if that is not possible.
+async fn send(sockets: &Sockets, node: Option<&Node>, probe: Probe) -> (Probe, Option<(TransactionId, Instant)>) {
+    let sent = async {
+        let addr = stun_addr(node?, probe.family).await?;
+        let transaction: TransactionId = rand::random();
+        let at = Instant::now();
+        sockets.of(probe.family)?.send_to(&binding_request(&transaction), addr).await.ok()?;
+        Some((transaction, at))
     };
-    (probe, addr)
+    let sent = sent.await;
+    (probe, sent)
 }
 
 /// Where a node answers STUN in this family.

@@ -489,8 +489,9 @@ impl Driver {
         };
         let from = *home;
         if let Some(home) = from.filter(|_| self.failures >= HOME_FAILURES_MAX) {
-            // It answers measurements, but takes no connection: as good as not measured.
+            // It may answer measurements, but takes no connection: as good as neither measured nor heard.
             report.latency.remove(&home);
+            self.heard.remove(&home);
         }
         let scores = map.home_params.as_ref().and_then(|params| params.region_score.clone()).unwrap_or_default();
         let last_frame = |region: RegionId| self.heard.get(&region).map(|at| at.into_std());
@@ -559,4 +560,17 @@ async fn receive(link: Option<&mut Link>) -> Result<Event, Arc<ConnectionError>>
 fn backoff(failures: u32, jitter: f64) -> Duration {
     let square = u64::from(failures.min(1000)).pow(2);
     Duration::from_millis(square * 10).min(BACKOFF_MAX).mul_f64(jitter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_grows_with_the_square_up_to_its_limit() {
+        for (failures, ms) in [(1, 10), (2, 40), (10, 1000), (22, 4840), (23, 5000), (u32::MAX, 5000)] {
+            assert_eq!(backoff(failures, 1.0), Duration::from_millis(ms), "{failures} failures");
+        }
+        assert_eq!(backoff(10, 0.5), Duration::from_millis(500));
+    }
 }
