@@ -14,6 +14,8 @@
 //! | [`netcheck`] | measuring regions and choosing the home |
 //! | [`stun`] | binding requests and answers |
 
+#![warn(missing_docs)]
+
 pub mod codec;
 pub mod derp;
 pub mod derpmap;
