@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use causeway_proto::key::MeshKey;
 use causeway_tests_integration::cluster::Cluster;
+use causeway_tests_integration::files::write_private;
 use causeway_tests_integration::logs::Expected;
 use causeway_tests_integration::programs::repository;
 
@@ -55,11 +56,4 @@ async fn interop_stock_go_clients_and_mesh_peers_pass_every_scenario() -> anyhow
     ensure!(passed >= 15, "only {passed} scenarios ran:\n{said}");
     // Scenarios that try a wrong mesh key or misuse frames are worth a warning.
     cluster.finish(&["a-1", "a-2", "b-1", "b-2"], &Expected::default().line("mesh").line("client")).await
-}
-
-fn write_private(file: &std::path::Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
-    Ok(file.write_all(text.as_bytes())?)
 }

@@ -9,5 +9,6 @@ mod interop;
 mod mesh;
 mod operator;
 mod presence;
+mod startup_errors;
 mod stun;
 mod terraform;

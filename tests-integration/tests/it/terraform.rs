@@ -12,6 +12,7 @@ use causeway_proto::id::RegionId;
 use causeway_proto::key::NodePrivate;
 use causeway_tests_integration::client::SETTLE;
 use causeway_tests_integration::cluster::{Turn, wait_for};
+use causeway_tests_integration::files::{copy_files, files_below};
 use causeway_tests_integration::programs::{Programs, repository};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -36,7 +37,9 @@ impl Workspace {
             return Ok(None);
         };
         let dir = tempfile::Builder::new().prefix("cwtf").tempdir()?;
-        copy_hcl(&repository().join("terraform"), &dir.path().join("terraform"))?;
+        let is_hcl = |file: &Path| file.extension().is_some_and(|extension| extension == "tf");
+        let is_ours = |file: &Path| is_hcl(file) && !file.components().any(|part| part.as_os_str() == ".terraform");
+        copy_files(&repository().join("terraform"), &dir.path().join("terraform"), is_ours)?;
         // A demo on the same machine must not share addresses.
         let network = format!("127.{}.0.0/16", 100 + std::process::id() % 100);
         Ok(Some(Self { terraform, programs: Programs::get()?, dir, network, _turn: Turn::take().await? }))
@@ -109,31 +112,12 @@ impl Drop for Workspace {
     }
 }
 
-fn copy_hcl(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if entry.file_type()?.is_dir() {
-            if name != ".terraform" && name != ".fleet" {
-                copy_hcl(&entry.path(), &to.join(name))?;
-            }
-        } else if entry.path().extension().is_some_and(|extension| extension == "tf") {
-            std::fs::copy(entry.path(), to.join(name))?;
-        }
-    }
-    Ok(())
-}
-
 /// Every file below `dir` that holds `needle`.
 fn files_holding(dir: &Path, needle: &str) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.extend(files_holding(&entry.path(), needle)?);
-        } else if entry.file_type()?.is_file() && String::from_utf8_lossy(&std::fs::read(entry.path())?).contains(needle) {
-            found.push(entry.path());
+    for file in files_below(dir)? {
+        if String::from_utf8_lossy(&std::fs::read(&file)?).contains(needle) {
+            found.push(file);
         }
     }
     Ok(found)
