@@ -1,6 +1,7 @@
 //! A Causeway node as a library; `causewayd` is a thin binary on it.
 
 pub mod admission;
+pub mod app;
 pub mod clients;
 pub mod config;
 pub mod forward;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use causeway_node::app::{self, Options};
 use causeway_node::config::cli::{Cli, EXIT_FAILED, EXIT_OK, EXIT_USAGE};
 use causeway_node::config::{Config, FileConfig};
 use clap::Parser;
@@ -11,7 +12,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let loaded = FileConfig::load(&cli.config, &cli.sets)
         .and_then(|file| Config::validate(&cli.config, &file).map(|config| (file, config)));
-    let (file, _config) = match loaded {
+    let (file, config) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => return fail(EXIT_USAGE, &error),
     };
@@ -24,7 +25,11 @@ fn main() -> ExitCode {
     if cli.check {
         return ExitCode::from(EXIT_OK);
     }
-    fail(EXIT_FAILED, &"the front doors are not part of this build yet")
+    let options = Options { ready_file: cli.ready_file, leash: cli.leash, effective: file.to_line().unwrap_or_default() };
+    match app::run(config, &options) {
+        Ok(()) => ExitCode::from(EXIT_OK),
+        Err(error) => fail(EXIT_FAILED, &format_args!("{error:#}")),
+    }
 }
 
 /// Says why on standard error. Nothing can be done if that is closed.

@@ -182,12 +182,27 @@ fn apply_set(table: &mut toml::Table, set: &str) -> Result<(), String> {
     Ok(())
 }
 
-impl fmt::Display for FileConfig {
-    /// The effective configuration as TOML. Secrets stand in files of their own and never here; credentials in a URL are cut.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl FileConfig {
+    /// The effective configuration as one line of JSON, for the log; as safe to show as the TOML form.
+    ///
+    /// # Errors
+    /// A value that JSON does not have, such as an infinite number.
+    pub fn to_line(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(&self.redacted())
+    }
+
+    /// Secrets stand in files of their own and never here; credentials in a URL are cut.
+    fn redacted(&self) -> Self {
         let mut shown = self.clone();
         shown.otlp.endpoint = without_credentials(&shown.otlp.endpoint);
-        f.write_str(&toml::to_string(&shown).map_err(|_| fmt::Error)?)
+        shown
+    }
+}
+
+impl fmt::Display for FileConfig {
+    /// The effective configuration as TOML, redacted.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&toml::to_string(&self.redacted()).map_err(|_| fmt::Error)?)
     }
 }
 

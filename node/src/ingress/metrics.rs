@@ -45,7 +45,7 @@ pub struct IngressMetrics {
 impl IngressMetrics {
     /// Adds them to the registry.
     pub fn register(&self, registry: &mut Registry) {
-        let ingress = registry.sub_registry_with_prefix("ingress");
+        let ingress = registry.sub_registry_with_prefix("causeway_ingress");
         ingress.register("accepted_connections", "Connections accepted", self.accepted.clone());
         ingress.register("accept_errors", "Failures to accept a connection", self.accept_errors.clone());
         ingress.register("shed_connections", "Connections closed for want of descriptors", self.shed.clone());
@@ -62,7 +62,7 @@ impl IngressMetrics {
         );
         ingress.register("certificate_reloads", "Attempts to load a changed DERP certificate", self.certificate_reloads.clone());
         ingress.register("http_requests", "HTTP requests answered", self.requests.clone());
-        registry.register("stun_datagrams", "Datagrams on the STUN port by what became of them", self.stun.clone());
+        registry.register("causeway_stun_datagrams", "Datagrams on the STUN port by what became of them", self.stun.clone());
     }
 
     /// The counters of one listener's accept loop.

@@ -1,8 +1,12 @@
 //! The front doors.
 
 pub mod derp;
+pub mod door;
 pub mod http;
 pub mod listener;
+pub mod mesh;
 pub mod metrics;
+//pub mod operator;
+pub mod server_key;
 pub mod stun;
 pub mod tls;

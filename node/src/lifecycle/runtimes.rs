@@ -5,9 +5,6 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::task::JoinHandle;
-
-use super::tasks::Tasks;
 
 /// How long blocking calls may still run once all tasks have ended.
 const BLOCKING_DEADLINE: Duration = Duration::from_secs(1);
@@ -38,8 +35,8 @@ impl Runtimes {
 
     /// Where connections and links run after login.
     #[must_use]
-    pub fn packet(&self, tasks: &Tasks) -> PacketRuntime {
-        PacketRuntime { handle: self.packet.handle().clone(), tasks: tasks.clone() }
+    pub fn packet(&self) -> &Handle {
+        self.packet.handle()
     }
 
     /// Runs `future` on the control runtime, on this thread.
@@ -54,40 +51,11 @@ impl Runtimes {
     }
 }
 
-/// Starts connection and link tasks.
-#[derive(Debug, Clone)]
-pub struct PacketRuntime {
-    handle: Handle,
-    tasks: Tasks,
-}
-
-impl PacketRuntime {
-    /// A packet runtime on an existing runtime.
-    #[must_use]
-    pub const fn on(handle: Handle, tasks: Tasks) -> Self {
-        Self { handle, tasks }
-    }
-
-    /// Starts a task here; it is joined at shutdown.
-    pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
-    where
-        F: Future<Output: Send + 'static> + Send + 'static,
-    {
-        self.tasks.spawn_on(&self.handle, task)
-    }
-
-    /// Registers a socket with this runtime's reactor, where it stays for its whole life.
-    ///
-    /// # Errors
-    /// The reactor's.
-    pub fn adopt(&self, socket: std::net::TcpStream) -> io::Result<TcpStream> {
-        let _entered = self.handle.enter();
-        TcpStream::from_std(socket)
-    }
-
-    /// The tasks started here end with this tracker and token.
-    #[must_use]
-    pub const fn tasks(&self) -> &Tasks {
-        &self.tasks
-    }
+/// Registers a socket with a runtime's reactor, where it stays for its whole life.
+///
+/// # Errors
+/// The reactor's.
+pub fn adopt(runtime: &Handle, socket: std::net::TcpStream) -> io::Result<TcpStream> {
+    let _entered = runtime.enter();
+    TcpStream::from_std(socket)
 }

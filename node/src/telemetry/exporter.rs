@@ -10,13 +10,10 @@ use super::process::ProcessMetrics;
 /// `Content-Type` of [`Exporter::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Every metric name begins with this and an underscore.
-pub const PREFIX: &str = "causeway";
-
 /// A registry that holds the process's own metrics; each area adds its own, in `app.rs`.
 #[must_use]
 pub fn registry() -> Registry {
-    let mut registry = Registry::with_prefix(PREFIX);
+    let mut registry = Registry::default();
     registry.register_collector(Box::new(ProcessMetrics));
     registry
 }

@@ -27,9 +27,9 @@ pub struct ProcessMetrics;
 impl Collector for ProcessMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let gauges = [
-            ("process_resident_memory_bytes", "Memory of the process that is in RAM", resident_bytes()),
-            ("process_open_fds", "Open file descriptors", open_fds()),
-            ("process_threads", "Threads", threads()),
+            ("causeway_process_resident_memory_bytes", "Memory of the process that is in RAM", resident_bytes()),
+            ("causeway_process_open_fds", "Open file descriptors", open_fds()),
+            ("causeway_process_threads", "Threads", threads()),
         ];
         for (name, help, value) in gauges {
             let Some(value) = value else { continue };
@@ -38,7 +38,7 @@ impl Collector for ProcessMetrics {
         }
         let panics = ConstCounter::new(PANICS.load(Ordering::Relaxed));
         let help = "Panics of any thread since start";
-        panics.encode(encoder.encode_descriptor("process_panics", help, None, panics.metric_type())?)
+        panics.encode(encoder.encode_descriptor("causeway_process_panics", help, None, panics.metric_type())?)
     }
 }
 
@@ -72,7 +72,9 @@ mod tests {
             line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
         };
         assert!(
-            value("process_resident_memory_bytes") > 1e6 && value("process_open_fds") > 2.0 && value("process_threads") >= 1.0
+            value("causeway_process_resident_memory_bytes") > 1e6
+                && value("causeway_process_open_fds") > 2.0
+                && value("causeway_process_threads") >= 1.0
         );
         assert!(text.contains("causeway_process_panics_total 0"), "{text}");
         assert!(text.ends_with("# EOF\n"));

@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::unwrap_in_result, reason = "tests")]
 
 use std::fs;
 use std::sync::Mutex;

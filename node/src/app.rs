@@ -1,0 +1,343 @@
+//! The one wiring file: what a node is made of, in the order in which it starts.
+
+mod listeners;
+mod record;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use causeway_control::presence::{OwnerLog, PresenceView};
+use causeway_control::{ControlPlane, Handles};
+use causeway_proto::derp::handshake::server::{MeshKeys, ServerIdentity};
+use causeway_proto::derpmap::DerpMap;
+use causeway_proto::key::NodePublic;
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::admission::Open;
+use crate::clients::{self, Registry, RegistryParts};
+use crate::config::{Config, SHUTDOWN_DEADLINE};
+use crate::forward::PacketForwarder;
+use crate::forward::links::NodeLinks;
+use crate::ingress::derp::{DerpParts, DerpServer, KEEP_ALIVE};
+use crate::ingress::door::{DoorParts, Doors};
+use crate::ingress::http::{DerpMapDocument, Site};
+use crate::ingress::mesh::{MeshDoor, MeshDoorParts};
+use crate::ingress::metrics::IngressMetrics;
+use crate::ingress::server_key::server_key;
+use crate::ingress::tls::ServerCertificate;
+use crate::lifecycle::clock::wall_clock;
+use crate::lifecycle::health::Health;
+use crate::lifecycle::ready_file::{self, Ready, ReadyFile};
+use crate::lifecycle::runtimes::Runtimes;
+use crate::lifecycle::shutdown::Signals;
+use crate::lifecycle::tasks::Tasks;
+use crate::lifecycle::{descriptors, leash};
+use crate::limits::bucket::Rate;
+use crate::limits::connections::{ConnectionGate, ConnectionLimits};
+use crate::mesh::{Mesh, MeshParts};
+use crate::pump::PacketSpawner;
+use crate::pump::lanes::{MemoryBudget, PumpShared};
+use crate::router::explain::RoutingService;
+use crate::router::metrics::PacketBooks;
+use crate::router::{Router, RouterParts};
+use crate::telemetry::exporter::{Exporter, registry};
+use crate::telemetry::traces::{Traces, sample};
+use crate::telemetry::{logs, process};
+use listeners::Listeners;
+
+/// What the command line adds to the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `--ready-file`.
+    pub ready_file: Option<PathBuf>,
+    /// `--leash`.
+    pub leash: Option<PathBuf>,
+    /// The effective configuration as text, for the log.
+    pub effective: String,
+}
+
+/// Runs a node until it is told to end.
+///
+/// # Errors
+/// It cannot start, or must stop; nothing is left half started.
+pub fn run(config: Config, options: &Options) -> anyhow::Result<()> {
+    let runtimes =
+        Runtimes::start(config.control_threads, config.packet_threads).context("cannot start the runtimes' threads")?;
+    let ended = runtimes.block_on(supervise(config, options, &runtimes));
+    runtimes.stop();
+    ended
+}
+
+/// Telemetry around the node's life.
+async fn supervise(config: Config, options: &Options, runtimes: &Runtimes) -> anyhow::Result<()> {
+    let traces = config.otlp.as_ref().map(|otlp| Traces::start(otlp, &config.name, &config.region.code)).transpose()?;
+    logs::init(&config.log_filter, config.log_format, traces.as_ref())?;
+    process::count_panics();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.name, config = %options.effective, "starting");
+
+    let tasks = Tasks::default();
+    let ended = live(config, options, runtimes, &tasks).await;
+    if let Err(left) = tasks.end(SHUTDOWN_DEADLINE).await {
+        tracing::warn!(%left, "shutdown was cut short");
+    }
+    if let Some(Err(error)) = traces.map(|traces| traces.flush()) {
+        tracing::warn!(%error, "the last traces were not exported");
+    }
+    ended
+}
+
+/// From the first listener to the signal that ends it all.
+async fn live(config: Config, options: &Options, runtimes: &Runtimes, tasks: &Tasks) -> anyhow::Result<()> {
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    let leash = options.leash.as_deref().map(leash::watch).transpose()?;
+    if let Some(path) = &options.ready_file {
+        ReadyFile::clear(path)?;
+    }
+    let metrics = IngressMetrics::default();
+    let listeners = Listeners::bind(&config, &metrics)?;
+    let mut node = start(&config, listeners, metrics, runtimes, tasks).await?;
+    let _ready_file = options.ready_file.as_ref().map(|path| ReadyFile::write(path, &node.ready)).transpose()?;
+    tracing::info!(ready = ?node.ready, "serving");
+
+    let leash_released = async {
+        match &leash {
+            Some(released) => released.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        signal = signals.next() => tracing::info!(signal, "shutting down"),
+        () = leash_released => tracing::info!("shutting down: nobody holds the leash any more"),
+        fatal = fatal(&mut node.control) => return Err(fatal.into()),
+    }
+    Ok(())
+}
+
+/// Waits until the control plane says that the process must stop.
+async fn fatal(control: &mut Handles) -> causeway_control::Fatal {
+    loop {
+        if let Some(fatal) = control.fatal.borrow_and_update().clone() {
+            return fatal;
+        }
+        if control.fatal.changed().await.is_err() {
+            // The control plane is being shut down.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What must be kept while the node runs.
+struct Node {
+    control: Handles,
+    ready: Ready,
+}
+
+async fn start(
+    config: &Config,
+    listeners: Listeners,
+    metrics: IngressMetrics,
+    runtimes: &Runtimes,
+    tasks: &Tasks,
+) -> anyhow::Result<Node> {
+    // Identity towards clients.
+    let server_key = server_key(&config.derp)?;
+    let derp_public_key = server_key.public();
+    let names = record::certificate_names(&config.advertise);
+    let certificate = ServerCertificate::load(&config.tls, &names, &derp_public_key, wall_clock())?;
+    let tls = TlsAcceptor::from(certificate.server_config()?);
+
+    // Control plane.
+    let record = record::node_record(config, &listeners.bound, &derp_public_key);
+    let control = ControlPlane::start(record::control_config(config, record), record::control_deps(tasks)).await?;
+    let presence = Presence::of(&control, config);
+
+    // Packet path.
+    let packets = PacketPath::start(config, &control, &presence, runtimes, tasks);
+    let derp = derp_server(config, server_key, &packets, tasks);
+
+    // What operators and probes see.
+    let health = Health::default();
+    let status = control.status.clone();
+    health.add(move || status.not_ready_because());
+    let exporter = Exporter::new(metrics_registry(&metrics, &packets, &derp));
+    let site = Arc::new(Site {
+        node_name: config.name.clone(),
+        host_name: config.advertise.host_name.clone(),
+        https_port: config.advertise.derp_port.unwrap_or(listeners.bound.derp.port()),
+        derp_map: DerpMapDocument::new(presence.derp_map.clone()),
+        health: health.clone(),
+        exporter,
+        metrics: metrics.clone(),
+    });
+
+    // Front doors.
+    let control_runtime = runtimes.control();
+    tasks.spawn_on(control_runtime, Arc::clone(&certificate).reload(tasks.cancel.clone(), metrics.clone(), wall_clock));
+    let doors = Doors::new(DoorParts {
+        tls,
+        site,
+        derp,
+        gate: ConnectionGate::new(connection_limits(config)),
+        handshakes: cores() * usize::try_from(config.limits.tls_handshakes_per_core).unwrap_or(usize::MAX >> 8),
+        control: control_runtime.clone(),
+        packet: runtimes.packet().clone(),
+        tasks: tasks.clone(),
+        metrics: metrics.clone(),
+    });
+    let mesh_door = MeshDoor::open(MeshDoorParts {
+        tls: Arc::clone(&control.mesh_tls),
+        routes: control.routes.clone().add_service(RoutingService::server(Arc::clone(&packets.router))),
+        take_link: {
+            let acceptor = packets.acceptor.clone();
+            Arc::new(move |stream, peer| acceptor.accept(stream, peer.node_id))
+        },
+        control: control_runtime.clone(),
+        packet: runtimes.packet().clone(),
+        tasks: tasks.clone(),
+        metrics: metrics.clone(),
+    });
+    let ready = ready(config, &control, &listeners, &derp_public_key);
+    listeners.serve(&doors, &mesh_door, control_runtime, tasks, &metrics);
+    Ok(Node { control, ready })
+}
+
+/// Who holds which key, and the map of who can be dialled.
+struct Presence {
+    view: Arc<PresenceView>,
+    owner_log: OwnerLog,
+    derp_map: watch::Receiver<Arc<DerpMap>>,
+}
+
+impl Presence {
+    fn of(control: &Handles, config: &Config) -> Self {
+        let view = Arc::new(PresenceView::new(control.identity.node_id, config.region.id));
+        let owner_log = OwnerLog::new(control.identity.node_id, control.epoch, control.boot_id, Arc::clone(&view));
+        let (_, derp_map) = watch::channel(Arc::new(DerpMap::default()));
+        Self { view, owner_log, derp_map }
+    }
+}
+
+/// Clients, links and the router between them.
+struct PacketPath {
+    pump: PumpShared,
+    registry: Arc<Registry>,
+    mesh: Arc<Mesh>,
+    router: Arc<Router>,
+    acceptor: crate::mesh::LinkAcceptor,
+    spawner: PacketSpawner,
+}
+
+impl PacketPath {
+    fn start(config: &Config, control: &Handles, presence: &Presence, runtimes: &Runtimes, tasks: &Tasks) -> Self {
+        let budget = MemoryBudget::new(usize::try_from(config.limits.queue_bytes_total).unwrap_or(usize::MAX));
+        let pump = PumpShared { accounting: Arc::default(), budget: Arc::new(budget) };
+        let own = control.identity.node_id;
+        let registry = Registry::new(RegistryParts {
+            owner_log: presence.owner_log.clone(),
+            clock: Arc::new(wall_clock),
+            pump: pump.clone(),
+            key_rate: key_rate(config),
+        });
+        let mesh = Mesh::new(MeshParts {
+            own,
+            epoch: control.epoch,
+            tls: Arc::clone(&control.mesh_tls),
+            nodes: control.nodes.clone(),
+            view: Arc::clone(&presence.view),
+            pump: pump.clone(),
+            stripes: config.mesh.stripes,
+        });
+        let router = Router::new(RouterParts {
+            own,
+            registry: Arc::clone(&registry),
+            view: Arc::clone(&presence.view),
+            links: Arc::clone(&mesh) as Arc<dyn NodeLinks>,
+            accounting: Arc::clone(&pump.accounting),
+            sampler: sample,
+        });
+        let spawner = PacketSpawner::new(tasks.tracker.clone(), runtimes.packet().clone());
+        let acceptor = mesh.start(Arc::clone(&router) as Arc<dyn PacketForwarder>, spawner.clone(), tasks.cancel.clone());
+        let events = clients::events::follow(Arc::clone(&registry), Arc::clone(&presence.view), own, tasks.cancel.clone());
+        tasks.spawn_on(runtimes.control(), events);
+        Self { pump, registry, mesh, router, acceptor, spawner }
+    }
+}
+
+fn derp_server(
+    config: &Config,
+    server_key: causeway_proto::key::NodePrivate,
+    packets: &PacketPath,
+    tasks: &Tasks,
+) -> Arc<DerpServer> {
+    let mesh_keys = MeshKeys { current: config.derp_mesh.as_ref().map(|mesh| mesh.key.clone()), previous: None };
+    tracing::info!("admission is open: whoever connects may relay; limits.key_rate_bits_per_second bounds each key");
+    DerpServer::new(DerpParts {
+        identity: Arc::new(ServerIdentity::new(server_key, mesh_keys)),
+        mesh_sources: config.derp_mesh.as_ref().map(|mesh| mesh.allow.clone()).unwrap_or_default(),
+        admission: Arc::new(Open),
+        registry: Arc::clone(&packets.registry),
+        router: Arc::clone(&packets.router),
+        accounting: Arc::clone(&packets.pump.accounting),
+        spawner: packets.spawner.clone(),
+        cancel: tasks.cancel.clone(),
+        keep_alive: KEEP_ALIVE,
+    })
+}
+
+fn metrics_registry(ingress: &IngressMetrics, packets: &PacketPath, derp: &DerpServer) -> MetricsRegistry {
+    let mut registry = registry();
+    ingress.register(&mut registry);
+    packets.router.metrics().register(&mut registry);
+    packets.registry.metrics().register(&mut registry);
+    packets.mesh.metrics().register(&mut registry);
+    derp.metrics().register(&mut registry);
+    registry.register_collector(Box::new(PacketBooks(Arc::clone(&packets.pump.accounting))));
+    registry
+}
+
+fn key_rate(config: &Config) -> Option<Rate> {
+    let bits = config.limits.key_rate_bits_per_second;
+    (bits > 0).then_some(Rate { per_second: bits / 8, burst: config.limits.key_burst_bytes })
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    let limits = &config.limits;
+    let global = limits.accepts_per_second_per_core * cores() as u64;
+    ConnectionLimits {
+        total: count(descriptors::clients_max(limits.connections)),
+        unauthenticated: count(limits.unauthenticated),
+        unauthenticated_per_source: count(limits.unauthenticated_per_source),
+        per_source: Rate { per_second: limits.accepts_per_second_per_source, burst: limits.accept_burst_per_source },
+        global: Rate { per_second: global, burst: 2 * global },
+        authenticated_per_ipv4: count(limits.authenticated_per_ipv4),
+        authenticated_per_ipv6: count(limits.authenticated_per_ipv6),
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn ready(config: &Config, control: &Handles, listeners: &Listeners, derp_public_key: &NodePublic) -> Ready {
+    let bound = &listeners.bound;
+    let shown = |address: Option<std::net::SocketAddr>| address.map(|address| address.to_string()).unwrap_or_default();
+    Ready {
+        version: ready_file::VERSION,
+        name: config.name.clone(),
+        node_id: control.identity.node_id.to_string(),
+        pid: std::process::id(),
+        epoch: control.epoch.0,
+        derp: bound.derp.to_string(),
+        plain_http: shown(bound.plain_http),
+        stun: shown(bound.stun),
+        mesh: shown(bound.mesh),
+        operator: shown(bound.operator),
+        operator_socket: config.operator.socket.display().to_string(),
+        metrics: bound.metrics.map(|address| format!("http://{address}/metrics")).unwrap_or_default(),
+        derp_public_key: derp_public_key.to_untyped_hex(),
+    }
+}
