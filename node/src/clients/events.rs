@@ -49,22 +49,24 @@ impl Follower {
                         self.registry.challenge(&client(key), now);
                     }
                 }
-                PresenceEvent::LastClaimGone { key, clean } => {
-                    if self.timers.handle_gone(*key, *clean, rand::random(), now) {
-                        self.registry.peer_gone().peer_gone(client(key));
-                    }
-                }
+                PresenceEvent::LastClaimGone { key, clean } => self.gone(key, *clean, now),
                 // Claims that count again, or no longer while others do, ask nothing of clients.
                 _ => {}
             }
         }
     }
 
+    fn gone(&mut self, key: &PresenceKey, clean: bool, now: Instant) {
+        if self.timers.handle_gone(*key, clean, rand::random(), now) {
+            self.registry.peer_gone().peer_gone(client(key));
+        }
+    }
+
     /// Events were missed: looks afresh at every key that matters here.
     fn catch_up(&mut self, now: Instant) {
         for source in self.registry.peer_gone().sources() {
-            if !self.view.has_valid_claim(&source.into()) && self.timers.handle_gone(source.into(), false, rand::random(), now) {
-                self.registry.peer_gone().peer_gone(source);
+            if !self.view.has_valid_claim(&source.into()) {
+                self.gone(&source.into(), false, now);
             }
         }
         let view = Arc::clone(&self.view);

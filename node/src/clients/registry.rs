@@ -4,6 +4,7 @@
 //! Lock order: shard, then the owner log or the watchers; neither calls back.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -110,11 +111,10 @@ impl Registry {
     ) -> Result<Registration, RegisterError> {
         let connection = Arc::new(self.connection(facts, cancel, now));
         let mut shard = self.shard(&facts.key).lock();
-        if !shard.contains_key(&facts.key) {
-            let state = self.first_state(&facts, now)?;
-            shard.insert(facts.key, state);
-        }
-        let state = shard.get_mut(&facts.key).expect("just inserted if it was missing");
+        let state = match shard.entry(facts.key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.first_state(&facts, now)?),
+        };
         let evicted = state.connections.add(Arc::clone(&connection));
         self.activate(state);
         self.publish_home(facts.key, state);
@@ -140,10 +140,10 @@ impl Registry {
             return;
         }
         let mut shard = self.shard(&connection.facts.key).lock();
-        if let Some(state) = shard.get_mut(&connection.facts.key) {
-            if state.connections.heard(connection) {
-                self.activate(state);
-            }
+        if let Some(state) = shard.get_mut(&connection.facts.key)
+            && state.connections.heard(connection)
+        {
+            self.activate(state);
         }
     }
 

@@ -26,13 +26,15 @@ pub struct LaneLimits {
     pub data: usize,
     /// Bytes of both packet lanes together.
     pub bytes: usize,
+    /// Gets less when the memory of all lanes together runs short.
+    pub shrinks: bool,
 }
 
 impl LaneLimits {
     /// A client: 32 + 32 packets, 256 KiB; control frames are answers and notices, few by their own limiters.
-    pub const CLIENT: Self = Self { control: 256, liveness: 32, data: 32, bytes: 256 * 1024 };
+    pub const CLIENT: Self = Self { control: 256, liveness: 32, data: 32, bytes: 256 * 1024, shrinks: true };
     /// A link to another node: 4,096 packets, 8 MiB.
-    pub const LINK: Self = Self { control: 4_096, liveness: 1_024, data: 3_072, bytes: 8 * 1024 * 1024 };
+    pub const LINK: Self = Self { control: 4_096, liveness: 1_024, data: 3_072, bytes: 8 * 1024 * 1024, shrinks: false };
 }
 
 /// What a queued packet costs beside its payload: the header and its place in the lane.
@@ -48,7 +50,7 @@ pub struct MemoryBudget {
 /// Default of [`MemoryBudget::new`]'s `max`: 256 MiB.
 pub const MEMORY_BUDGET_BYTES: usize = 256 * 1024 * 1024;
 
-/// What one connection may hold above 75 % of the budget, and above 90 %.
+/// What one client may hold above 75 % of the budget, and above 90 %.
 const BYTES_ABOVE_75_PERCENT: usize = 64 * 1024;
 const BYTES_ABOVE_90_PERCENT: usize = 16 * 1024;
 
@@ -65,7 +67,7 @@ impl MemoryBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// What a connection with the given own cap may hold now.
+    /// What a client with the given own cap may hold now.
     fn cap(&self, own: usize) -> usize {
         let used = self.used();
         // In this order: 10 * used cannot overflow for a budget that fits into memory.
@@ -322,7 +324,7 @@ impl<C> Outbox<C> {
 
     /// Makes room for `cost` bytes in the lane of `class`: drops the oldest data first, then the oldest of the lane itself.
     fn make_room(&self, lanes: &mut Lanes<C>, class: Class, cost: usize) -> bool {
-        let cap = self.shared.budget.cap(self.limits.bytes);
+        let cap = if self.limits.shrinks { self.shared.budget.cap(self.limits.bytes) } else { self.limits.bytes };
         let mut dropped = 0;
         let fits = loop {
             let (len, max) = match class {
@@ -402,3 +404,6 @@ fn pop_lane<C>(lane: &mut VecDeque<Packet>, budget: usize, batch: &mut Batch<C>)
     }
     taken
 }
+
+#[cfg(test)]
+mod tests;

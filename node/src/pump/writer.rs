@@ -214,3 +214,6 @@ async fn progress<C, T>(
     outbox.set_stalled(false);
     done.map_err(|_| WriterEnd::Stalled)?.map_err(WriterEnd::Io)
 }
+
+#[cfg(test)]
+mod tests;

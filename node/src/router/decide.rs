@@ -159,11 +159,9 @@ fn decide_at_target(own: NodeId, tables: &impl Tables, question: &Question<'_>, 
         return Decision { role, action: Action::Deliver, why: "a connection of the key here is proven to live" };
     }
     let may_redirect = route.redirects < REDIRECTS_MAX && route.path.as_slice().len() < PATH_LEN_MAX;
-    if may_redirect {
-        if let Some((rank_used, next_hop)) = choose(own, tables, question, &route.path).reachable {
-            let why = "not proven here; redirected to the best claim whose node it has not visited";
-            return Decision { role, action: Action::Forward { next_hop, rank_used, redirects: route.redirects + 1 }, why };
-        }
+    if may_redirect && let Some((rank_used, next_hop)) = choose(own, tables, question, &route.path).reachable {
+        let why = "not proven here; redirected to the best claim whose node it has not visited";
+        return Decision { role, action: Action::Forward { next_hop, rank_used, redirects: route.redirects + 1 }, why };
     }
     if local.is_some() {
         return Decision { role, action: Action::Deliver, why: "the connection here is suspect, but no other claim remains" };

@@ -42,10 +42,10 @@ impl ReplayCache {
             return false;
         }
         seen.by_age.push_back(hash);
-        if seen.by_age.len() > self.max {
-            if let Some(oldest) = seen.by_age.pop_front() {
-                seen.hashes.remove(&oldest);
-            }
+        if seen.by_age.len() > self.max
+            && let Some(oldest) = seen.by_age.pop_front()
+        {
+            seen.hashes.remove(&oldest);
         }
         true
     }
