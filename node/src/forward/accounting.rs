@@ -130,7 +130,7 @@ impl Accounting {
     }
 
     /// Counts packets that left, which were queued before.
-    pub(crate) fn delivered(&self, to: DeliveredTo, packets: u64, payload_bytes: u64) {
+    pub fn delivered(&self, to: DeliveredTo, packets: u64, payload_bytes: u64) {
         let shard = self.shard();
         shard.delivered[to as usize].fetch_add(packets, Ordering::Relaxed);
         shard.delivered_bytes[to as usize].fetch_add(payload_bytes, Ordering::Relaxed);

@@ -275,7 +275,7 @@ impl<C> Outbox<C> {
     }
 
     /// Takes the next batch, up to about `max_bytes` of packets. If there is nothing, notes that the writer goes to sleep; false if the lanes are closed.
-    pub(crate) fn pop(&self, batch: &mut Batch<C>, max_bytes: usize) -> bool {
+    pub fn pop(&self, batch: &mut Batch<C>, max_bytes: usize) -> bool {
         let mut guard = self.lanes.lock();
         let lanes = &mut *guard;
         if lanes.closed {
