@@ -8,6 +8,9 @@ mod metrics;
 mod publisher;
 mod service;
 
+#[cfg(test)]
+mod tests;
+
 pub use follower::{ChannelSource, Follower};
 pub use metrics::{RefusedReason, WatchMetrics};
 pub use service::WatchService;
