@@ -99,3 +99,47 @@ impl PeerClocks {
         if median.abs() > STEP_MAX_US { median } else { 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use causeway_proto::presence::{ClaimKind, PresenceKey};
+
+    use super::*;
+
+    fn claim_at(clock_us: u64) -> Op {
+        Op::Claim { key: PresenceKey([1; 32]), clock_us, home: false, kind: ClaimKind::Derp }
+    }
+
+    #[test]
+    fn minted_ranks_exceed_wall_time_and_everything_seen() {
+        let clock = HybridClock::default();
+        assert_eq!(clock.mint(100), 101);
+        assert_eq!(clock.mint(50), 102, "a clock that went back mints forward");
+        clock.observe(1_000);
+        assert_eq!((clock.mint(200), clock.highest_us()), (1_001, 1_001));
+    }
+
+    #[test]
+    fn batches_more_than_an_hour_ahead_of_the_corrected_clock_are_told() {
+        let clock = HybridClock::default();
+        assert!(!clock.too_far_ahead(&[claim_at(AHEAD_MAX_US + 5)], 5));
+        assert!(clock.too_far_ahead(&[claim_at(0), claim_at(AHEAD_MAX_US + 6)], 5));
+        clock.set_correction_us(10);
+        assert!(!clock.too_far_ahead(&[claim_at(AHEAD_MAX_US + 6)], 5));
+    }
+
+    #[test]
+    fn a_stepped_clock_is_corrected_by_the_median_and_one_liar_moves_nothing() {
+        let hour = 3_600_000_000;
+        let mut clocks = PeerClocks::default();
+        clocks.observe(NodeId(1), hour, 0);
+        assert_eq!(clocks.correction_us(), 0, "one against one");
+        clocks.observe(NodeId(2), hour + 1, 0);
+        assert_eq!(clocks.correction_us(), i64::try_from(hour).expect("fits"));
+        clocks.forget(NodeId(2));
+        assert_eq!(clocks.correction_us(), 0);
+        clocks.observe(NodeId(1), 0, 4_000_000);
+        clocks.observe(NodeId(2), 0, 4_500_000);
+        assert_eq!((clocks.median_offset_us(), clocks.correction_us()), (-4_000_000, 0), "within 5 s nothing is corrected");
+    }
+}

@@ -67,3 +67,29 @@ impl CloneAlarm {
         self.suspects.values().filter(|(_, raised)| *raised).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const K: PresenceKey = PresenceKey([7; 32]);
+
+    #[test]
+    fn raised_once_after_30_s_without_a_break_and_cleared_once() {
+        let start = Instant::now();
+        let mut alarm = CloneAlarm::default();
+        assert_eq!(alarm.observe(K, true, start), None);
+        assert_eq!(alarm.observe(K, false, start + CLONE_ALARM_AFTER / 2), None, "no alarm, nothing to clear");
+        let again = start + CLONE_ALARM_AFTER;
+        assert_eq!(alarm.observe(K, true, again), None);
+        assert!(alarm.handle_timeout(again + CLONE_ALARM_AFTER / 2).is_empty());
+        let due = again + CLONE_ALARM_AFTER;
+        assert_eq!(alarm.poll_timeout(), Some((due, "clone alarm")));
+        assert_eq!(alarm.observe(K, true, due), None, "seeing it again does not start it over");
+        assert_eq!(alarm.handle_timeout(due), [CloneAlarmChange::Raised(K)]);
+        assert!(alarm.handle_timeout(due).is_empty());
+        assert_eq!(alarm.raised(), 1);
+        assert_eq!(alarm.observe(K, false, due), Some(CloneAlarmChange::Cleared(K)));
+        assert_eq!((alarm.raised(), alarm.poll_timeout()), (0, None));
+    }
+}

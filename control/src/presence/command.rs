@@ -183,3 +183,67 @@ fn short(_: bytes::TryGetError) -> DecodeCommandError {
 fn end(rest: &[u8], command: Command) -> Result<Command, DecodeCommandError> {
     if rest.is_empty() { Ok(command) } else { Err(DecodeCommandError::Trailing(rest.len())) }
 }
+
+#[cfg(test)]
+mod tests {
+    use causeway_proto::presence::{ClaimKind, PresenceKey};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn op() -> impl Strategy<Value = Op> {
+        let kind = prop::sample::select(vec![ClaimKind::Derp, ClaimKind::Tx3, ClaimKind::Turbo, ClaimKind::Quicpipe]);
+        (any::<[u8; 32]>(), any::<u64>(), any::<bool>(), kind, any::<bool>()).prop_map(|(key, clock_us, flag, kind, claim)| {
+            let key = PresenceKey(key);
+            if claim { Op::Claim { key, clock_us, home: flag, kind } } else { Op::Release { key, clock_us, clean: flag } }
+        })
+    }
+
+    fn command() -> impl Strategy<Value = Command> {
+        let head = (any::<u64>(), any::<u64>(), any::<[u8; 16]>(), any::<u64>());
+        (0..6, head, prop::collection::vec(op(), 0..20)).prop_map(|(kind, (node, epoch, boot_id, seq), ops)| {
+            let (node, epoch, boot_id) = (NodeId(node), Epoch(epoch), BootId(boot_id));
+            match kind {
+                0 => Command::Apply { node, epoch, boot_id, first_seq: seq, ops },
+                1 => Command::Reset { node, epoch, boot_id, seq, ops },
+                2 => Command::Fence { node, epoch },
+                3 => Command::Unfence { node, epoch },
+                4 => Command::DropFenced { node, epoch },
+                _ => Command::Evict { node },
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn commands_round_trip_and_their_beginnings_are_refused(command in command(), cut in any::<prop::sample::Index>()) {
+            let bytes = command.encode();
+            prop_assert_eq!(Command::decode(&bytes), Ok(command));
+            let cut = cut.index(bytes.len());
+            // A cut between two operations leaves a shorter command.
+            if let Ok(shorter) = Command::decode(&bytes[..cut]) {
+                prop_assert_eq!(&shorter.encode(), &bytes[..cut]);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(command) = Command::decode(&bytes) {
+                prop_assert_eq!(command.encode(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn errors_tell_what_is_wrong() {
+        let fence = Command::Fence { node: NodeId(1), epoch: Epoch(2) }.encode();
+        assert_eq!(Command::decode(&fence[..16]), Err(DecodeCommandError::Short));
+        assert_eq!(Command::decode(&[&fence[..], b"xy"].concat()), Err(DecodeCommandError::Trailing(2)));
+        assert_eq!(Command::decode(&[9; 30]), Err(DecodeCommandError::Kind(9)));
+        let mut many = Command::Reset { node: NodeId(1), epoch: Epoch(2), boot_id: BootId::default(), seq: 0, ops: vec![] }
+            .encode()
+            .to_vec();
+        many.resize(many.len() + (COMMAND_OPS_MAX + 1) * causeway_proto::presence::PACKED_OP_LEN, 0);
+        assert_eq!(Command::decode(&many), Err(DecodeCommandError::TooManyOps(COMMAND_OPS_MAX + 1)));
+    }
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use causeway_proto::id::{Epoch, NodeId};
 
 use super::command::Command;
+use super::table::TableOwner;
 
 /// Nodes send the leader a heartbeat this often.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
@@ -16,7 +17,7 @@ pub const DROP_AFTER: Duration = Duration::from_secs(600);
 /// A proposal whose effect did not show by then is made again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A node as the table and the membership have it.
+/// A node as the table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
     /// The node.
@@ -29,11 +30,19 @@ pub struct Member {
     pub dropped: bool,
 }
 
+impl Member {
+    /// From the table.
+    #[must_use]
+    pub fn of_table(node: NodeId, owner: &TableOwner) -> Self {
+        Self { node, epoch: owner.epoch, fenced: owner.is_fenced(), dropped: owner.dropped }
+    }
+}
+
 #[derive(Debug)]
 struct Watched {
     member: Member,
     last_heard: Instant,
-    /// When the fence took effect, as far as this leader knows.
+    /// When the fence took effect, as far as this leader knows; `None` without a fence.
     fenced_at: Option<Instant>,
     proposed_at: Option<Instant>,
 }
@@ -101,16 +110,12 @@ impl FenceMonitor {
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Command> {
         let mut commands = Vec::new();
         for watched in self.watched.values_mut() {
-            if watched.due().is_none_or(|due| due > now) {
-                continue;
+            watched.relapse(now);
+            let Some((due, command)) = watched.next() else { continue };
+            if due <= now {
+                watched.proposed_at = Some(now);
+                commands.push(command);
             }
-            watched.proposed_at = Some(now);
-            let Member { node, epoch, fenced, .. } = watched.member;
-            commands.push(match (fenced, watched.is_silent(now)) {
-                (false, _) => Command::Fence { node, epoch },
-                (true, false) => Command::Unfence { node, epoch },
-                (true, true) => Command::DropFenced { node, epoch },
-            });
         }
         commands
     }
@@ -118,7 +123,7 @@ impl FenceMonitor {
     /// When to call [`Self::handle_timeout`] next, and the timer's name.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let next = self.watched.values().filter_map(Watched::due).min();
+        let next = self.watched.values().filter_map(|watched| Some(watched.next()?.0)).min();
         next.map(|due| (due, "fence"))
     }
 
@@ -131,24 +136,106 @@ impl FenceMonitor {
 }
 
 impl Watched {
-    fn is_silent(&self, now: Instant) -> bool {
-        now >= self.last_heard + SILENCE_MAX
+    /// A fenced node that was heard for a moment only counts as fenced since then.
+    fn relapse(&mut self, now: Instant) {
+        if self.fenced_at.is_some_and(|fenced_at| self.last_heard > fenced_at) && now >= self.last_heard + SILENCE_MAX {
+            self.fenced_at = Some(self.last_heard);
+        }
     }
 
-    /// When the next command about this node is due.
-    fn due(&self) -> Option<Instant> {
-        let due = if !self.member.fenced {
-            self.last_heard + SILENCE_MAX
-        } else {
-            let fenced_at = self.fenced_at.unwrap_or(self.last_heard);
-            if self.last_heard > fenced_at {
-                self.last_heard
-            } else if self.member.dropped {
-                return None;
-            } else {
-                fenced_at + DROP_AFTER
-            }
+    /// The next command about this node, and when it is due.
+    fn next(&self) -> Option<(Instant, Command)> {
+        let Member { node, epoch, dropped, .. } = self.member;
+        let (due, command) = match self.fenced_at {
+            None => (self.last_heard + SILENCE_MAX, Command::Fence { node, epoch }),
+            Some(fenced_at) if self.last_heard > fenced_at => (self.last_heard, Command::Unfence { node, epoch }),
+            Some(_) if dropped => return None,
+            Some(fenced_at) => (fenced_at + DROP_AFTER, Command::DropFenced { node, epoch }),
         };
-        Some(self.proposed_at.map_or(due, |proposed_at| due.max(proposed_at + RETRY_AFTER)))
+        Some((self.proposed_at.map_or(due, |proposed_at| due.max(proposed_at + RETRY_AFTER)), command))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const X: NodeId = NodeId(7);
+    const E1: Epoch = Epoch(1);
+
+    fn member(fenced: bool, dropped: bool) -> Member {
+        Member { node: X, epoch: E1, fenced, dropped }
+    }
+
+    fn leader(fenced: bool, now: Instant) -> FenceMonitor {
+        let mut monitor = FenceMonitor::default();
+        monitor.became_leader([member(fenced, false)], now);
+        monitor
+    }
+
+    fn after(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_silent_node_is_fenced_after_6_s_heard_again_is_unfenced_and_dropped_after_10_min() {
+        let start = Instant::now();
+        let mut monitor = leader(false, start);
+        monitor.heartbeat(X, E1, after(start, 2));
+        assert!(monitor.handle_timeout(after(start, 7)).is_empty());
+        assert_eq!(monitor.poll_timeout(), Some((after(start, 8), "fence")));
+        assert_eq!(monitor.handle_timeout(after(start, 8)), [Command::Fence { node: X, epoch: E1 }]);
+        monitor.applied(member(true, false), after(start, 8));
+        monitor.heartbeat(X, E1, after(start, 20));
+        assert_eq!(monitor.handle_timeout(after(start, 20)), [Command::Unfence { node: X, epoch: E1 }]);
+        monitor.applied(member(false, false), after(start, 20));
+        assert_eq!(monitor.handle_timeout(after(start, 26)), [Command::Fence { node: X, epoch: E1 }]);
+        monitor.applied(member(true, false), after(start, 26));
+        assert!(monitor.handle_timeout(after(start, 625)).is_empty());
+        assert_eq!(monitor.handle_timeout(after(start, 626)), [Command::DropFenced { node: X, epoch: E1 }]);
+        monitor.applied(member(true, true), after(start, 626));
+        assert_eq!(monitor.poll_timeout(), None);
+    }
+
+    #[test]
+    fn proposals_without_effect_are_repeated_but_not_in_a_loop() {
+        let start = Instant::now();
+        let mut monitor = leader(false, start);
+        assert_eq!(monitor.handle_timeout(after(start, 6)).len(), 1);
+        assert!(monitor.handle_timeout(after(start, 6)).is_empty());
+        assert_eq!(monitor.handle_timeout(after(start, 7)).len(), 1);
+    }
+
+    #[test]
+    fn a_new_leader_grants_a_full_period_and_keeps_fences() {
+        let start = Instant::now();
+        assert!(leader(false, start).handle_timeout(start + SILENCE_MAX - Duration::from_millis(1)).is_empty());
+        let mut monitor = leader(true, start);
+        assert!(monitor.handle_timeout(after(start, 30)).is_empty(), "it was not heard: the fence stays");
+        monitor.heartbeat(X, E1, after(start, 31));
+        assert_eq!(monitor.handle_timeout(after(start, 31)), [Command::Unfence { node: X, epoch: E1 }]);
+    }
+
+    #[test]
+    fn heard_for_a_moment_while_proposals_fail_does_not_drop_claims_early() {
+        let start = Instant::now();
+        let mut monitor = leader(true, start);
+        monitor.heartbeat(X, E1, after(start, 599));
+        assert_eq!(monitor.handle_timeout(after(start, 599)), [Command::Unfence { node: X, epoch: E1 }]);
+        assert!(monitor.handle_timeout(after(start, 606)).is_empty());
+        assert_eq!(monitor.poll_timeout(), Some((after(start, 599) + DROP_AFTER, "fence")));
+    }
+
+    #[test]
+    fn heartbeats_of_an_old_process_prove_nothing_and_a_follower_fences_nobody() {
+        let start = Instant::now();
+        let mut monitor = leader(false, start);
+        monitor.heartbeat(X, Epoch(2), after(start, 1));
+        monitor.heartbeat(X, E1, after(start, 6));
+        assert_eq!(monitor.handle_timeout(after(start, 7)), [Command::Fence { node: X, epoch: Epoch(2) }]);
+        monitor.lost_leadership();
+        monitor.heartbeat(X, E1, after(start, 8));
+        monitor.applied(member(false, false), after(start, 8));
+        assert_eq!(monitor.poll_timeout(), None);
     }
 }

@@ -62,3 +62,57 @@ impl GoneTimers {
         self.order.first().map(|(due, _)| (*due, "gone"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const K: PresenceKey = PresenceKey([7; 32]);
+
+    #[test]
+    fn the_notice_waits_1_5_to_2_5_s_and_is_cancelled_by_a_claim() {
+        let start = Instant::now();
+        for (jitter, wait_ms) in [(0.0, 1500), (0.5, 2000), (1.0, 2500), (9.0, 2500)] {
+            let mut timers = GoneTimers::default();
+            assert!(!timers.handle_gone(K, false, jitter, start));
+            let due = start + Duration::from_millis(wait_ms);
+            assert_eq!(timers.poll_timeout(), Some((due, "gone")));
+            assert!(!timers.handle_gone(K, false, 1.0, start + Duration::from_secs(1)), "the first wait counts");
+            assert!(timers.handle_timeout(|_| false, due - Duration::from_millis(1)).is_empty());
+            assert_eq!(timers.handle_timeout(|_| false, due), [K]);
+            assert_eq!(timers.poll_timeout(), None);
+        }
+        let mut timers = GoneTimers::default();
+        assert!(!timers.handle_gone(K, false, 0.0, start));
+        timers.handle_claimed(&K);
+        assert!(timers.handle_timeout(|_| false, start + LINGER * 2).is_empty());
+    }
+
+    #[test]
+    fn a_clean_goodbye_is_told_at_once_even_while_waiting() {
+        let start = Instant::now();
+        let mut timers = GoneTimers::default();
+        assert!(!timers.handle_gone(K, false, 0.0, start));
+        assert!(timers.handle_gone(K, true, 0.0, start));
+        assert_eq!(timers.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_key_with_a_valid_claim_is_never_told_whatever_events_said() {
+        let start = Instant::now();
+        let mut timers = GoneTimers::default();
+        assert!(!timers.handle_gone(K, false, 0.0, start));
+        assert!(timers.handle_timeout(|key| *key == K, start + LINGER * 2).is_empty());
+    }
+
+    #[test]
+    fn waiting_keys_are_bounded() {
+        let start = Instant::now();
+        let mut timers = GoneTimers::default();
+        for n in 0..=PENDING_MAX {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&n.to_be_bytes());
+            assert_eq!(timers.handle_gone(PresenceKey(key), false, 0.0, start), n == PENDING_MAX);
+        }
+    }
+}

@@ -22,13 +22,15 @@ pub enum Validity {
     Lost,
     /// Raft has fenced the epoch.
     Fenced,
+    /// The owner left the fleet for good.
+    Evicted,
 }
 
 impl Validity {
     /// Whether claims count.
     #[must_use]
     pub const fn is_valid(self) -> bool {
-        !matches!(self, Self::Lost | Self::Fenced)
+        !matches!(self, Self::Lost | Self::Fenced | Self::Evicted)
     }
 
     /// Whether the owner is this node or its watch stream is live here.
@@ -47,6 +49,7 @@ impl fmt::Display for Validity {
             Self::Unfenced => f.write_str("known by Raft, not fenced, not yet heard"),
             Self::Lost => f.write_str("not valid: watch stream lost and nobody hears it"),
             Self::Fenced => f.write_str("not valid: fenced by Raft"),
+            Self::Evicted => f.write_str("not valid: evicted from the fleet"),
         }
     }
 }

@@ -316,6 +316,9 @@ impl Writer {
         if owner.node == own {
             return Validity::Own;
         }
+        if owner.evicted {
+            return Validity::Evicted;
+        }
         if owner.live {
             return Validity::Live;
         }
