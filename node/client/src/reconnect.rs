@@ -326,8 +326,8 @@ impl Driver {
     async fn next_action(&mut self) -> Option<Action> {
         let may_retry = self.wants_connection();
         let may_measure = matches!(self.target, Target::Nearest { .. }) && self.netcheck.is_none();
+        // Not biased: a flood of packets must not starve the timers.
         Some(tokio::select! {
-            biased;
             () = self.cancel.cancelled() => return None,
             (region, result) = slot(&mut self.connecting) => Action::Connected(region, result),
             report = slot(&mut self.netcheck) => Action::Measured(report),
