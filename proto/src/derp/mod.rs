@@ -9,7 +9,7 @@
 //! | [`handshake`] | login, both sides |
 //! | [`upgrade`] | HTTP heads before the first frame |
 //! | [`meta_cert`] | names of the certificate that carries the server key |
-//! | [`ping`] | pings waiting for their pong |
+//! | [`ping`] | bounds of a client's pings |
 
 pub mod decoder;
 pub mod encoder;

@@ -17,6 +17,9 @@ const PING_LEN: usize = 8;
 
 const FLAG_TRACE: u8 = 0x01;
 
+/// Longest of what precedes a payload.
+const PACKET_HEADER_LEN_MAX: usize = LINK_HEADER_LEN + LINK_BODY_LEN_MAX - PACKET_LEN_MAX;
+
 /// First frame in each direction: who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -358,7 +361,9 @@ fn parse_packet(mut body: BytesMut) -> Result<LinkFrame, LinkError> {
         return Err(LinkError::PayloadTooLong(payload_len));
     }
     let PacketHead { src, dst, redirects, origin, target, rank_used, .. } = head;
-    let payload = if payload_len == 0 { Bytes::new() } else { body.split_off(body.len() - payload_len).freeze() };
+    body.advance(body.len() - payload_len);
+    // An empty slice would still hold the whole read buffer.
+    let payload = if body.is_empty() { Bytes::new() } else { body.freeze() };
     let route = Route { origin, target, rank_used, redirects, path, trace };
     Ok(LinkFrame::Packet(Packet { src, dst, class, payload, route: Some(route) }))
 }
@@ -402,25 +407,30 @@ pub fn packet_header_len(route: &Route) -> usize {
 
 /// Appends everything of a packet's frame but the payload, which has to follow. `route` stands in for the packet's own.
 pub fn encode_packet_header(packet: &Packet, route: &Route, out: &mut BytesMut) {
+    // Put together on the stack: one check of the buffer's room instead of one per field.
+    let mut header = [0; PACKET_HEADER_LEN_MAX];
+    let mut rest = &mut header[..];
     let body_len = packet_header_len(route) - LINK_HEADER_LEN + packet.payload.len();
-    put_header(LinkFrameType::Packet, body_len, out);
-    out.put_slice(packet.src.as_bytes());
-    out.put_slice(packet.dst.as_bytes());
-    out.put_u8(packet.class as u8);
-    out.put_u8(if route.trace.is_some() { FLAG_TRACE } else { 0 });
-    out.put_u8(route.redirects);
+    put_header(LinkFrameType::Packet, body_len, &mut rest);
+    rest.put_slice(packet.src.as_bytes());
+    rest.put_slice(packet.dst.as_bytes());
+    rest.put_u8(packet.class as u8);
+    rest.put_u8(if route.trace.is_some() { FLAG_TRACE } else { 0 });
+    rest.put_u8(route.redirects);
     let path = route.path.as_slice();
-    out.put_u8(u8::try_from(path.len()).unwrap_or(u8::MAX));
-    out.put_u64(route.origin.0);
-    out.put_u64(route.target.0);
-    put_rank(&route.rank_used, out);
+    rest.put_u8(u8::try_from(path.len()).unwrap_or(u8::MAX));
+    rest.put_u64(route.origin.0);
+    rest.put_u64(route.target.0);
+    put_rank(&route.rank_used, &mut rest);
     for node in path {
-        out.put_u64(node.0);
+        rest.put_u64(node.0);
     }
     if let Some(trace) = &route.trace {
-        out.put_slice(&trace.trace_id);
-        out.put_slice(&trace.span_id);
+        rest.put_slice(&trace.trace_id);
+        rest.put_slice(&trace.span_id);
     }
+    let len = PACKET_HEADER_LEN_MAX - rest.len();
+    out.put_slice(&header[..len]);
 }
 
 /// Appends a Hello frame.
@@ -441,7 +451,7 @@ pub fn encode_stale(stale: &Stale, out: &mut BytesMut) {
     put_rank(&stale.rank_used, out);
 }
 
-fn put_rank(rank: &Rank, out: &mut BytesMut) {
+fn put_rank(rank: &Rank, out: &mut impl BufMut) {
     out.put_u64(rank.clock_us);
     out.put_u64(rank.node.0);
 }
@@ -451,7 +461,7 @@ fn put_fixed(frame_type: LinkFrameType, body: &[u8], out: &mut BytesMut) {
     out.put_slice(body);
 }
 
-fn put_header(frame_type: LinkFrameType, body_len: usize, out: &mut BytesMut) {
+fn put_header(frame_type: LinkFrameType, body_len: usize, out: &mut impl BufMut) {
     out.put_u32(u32::try_from(body_len).unwrap_or(u32::MAX));
     out.put_u8(frame_type as u8);
 }
