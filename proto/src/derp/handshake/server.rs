@@ -13,7 +13,7 @@ use crate::derp::encoder;
 use crate::derp::frame::{Frame, FrameType};
 use crate::derp::info::{ClientInfo, InfoError, ServerInfo};
 use crate::derp::seal::{BoxKey, BoxNonce, OpenError, nonce_of};
-use crate::key::{MeshKey, NodePrivate, NodePublic};
+use crate::key::{KEY_LEN, MeshKey, NodePrivate, NodePublic};
 use crate::limits::DERP_CLIENT_INFO_LEN_DEFAULT;
 
 /// A login is refused: close the connection without a word.
@@ -29,6 +29,9 @@ pub enum LoginError {
     /// The client's key is of low order, so its box proves nothing.
     #[error("the client's key is of low order")]
     LowOrderKey,
+    /// The client's key has its unused top bit set: a second name for another key, with which its login could be replayed.
+    #[error("the client's key is not in canonical form")]
+    NonCanonicalKey,
     /// The box was not sealed by that key for this server.
     #[error(transparent)]
     Box(#[from] OpenError),
@@ -45,6 +48,7 @@ impl LoginError {
             Self::Frame(e) => e.reason(),
             Self::ZeroKey => "zero_key",
             Self::LowOrderKey => "low_order_key",
+            Self::NonCanonicalKey => "non_canonical_key",
             Self::Box(_) => "sealed_box",
             Self::Info(InfoError::Depth) => "login_json_depth",
             Self::Info(InfoError::Json { .. }) => "login_json",
@@ -153,6 +157,9 @@ impl ServerHandshake {
     fn open(self, key: NodePublic, sealed: &[u8]) -> Result<PendingLogin, LoginError> {
         if key.is_zero() {
             return Err(LoginError::ZeroKey);
+        }
+        if key.as_bytes()[KEY_LEN - 1] & 0x80 != 0 {
+            return Err(LoginError::NonCanonicalKey);
         }
         if key.is_low_order() {
             return Err(LoginError::LowOrderKey);

@@ -113,6 +113,16 @@ fn keys_that_prove_nothing_are_refused() {
 }
 
 #[test]
+fn a_login_cannot_be_replayed_under_a_second_name_of_its_key() {
+    let (server, key) = server();
+    let (bytes, _) = ClientHandshake::new(NodePrivate::generate(), ClientInfo::current()).fast_start(key).unwrap();
+    let mut replay = bytes.to_vec();
+    // X25519 ignores this bit, so the box would open.
+    replay[5 + 31] |= 0x80;
+    assert_eq!(login(server, &replay).unwrap_err(), LoginError::NonCanonicalKey);
+}
+
+#[test]
 fn a_box_sealed_by_another_key_or_for_another_server_does_not_open() {
     let (one, key) = server();
     let (two, other_key) = server();
@@ -226,8 +236,6 @@ proptest! {
         let mut bytes = BytesMut::from(&bytes[..]);
         let at = at.index(bytes.len());
         bytes[at] ^= 1_u8 << bit;
-        // X25519 ignores the top bit of a key, so a client's key may change in it without changing the secret.
-        prop_assume!(at != 5 + 31 || bit != 7);
         prop_assert!(!matches!(server.read_login(&mut bytes), Ok(Step::Done(_))));
     }
 }
