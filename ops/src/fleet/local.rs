@@ -19,6 +19,8 @@ use super::ready::{FleetNode, NodeReady, VERSION};
 use super::spec::NodeSpec;
 use super::{leash, node, prepare};
 
+/// How often a start makes way for an earlier one that is still at it.
+const START_ATTEMPTS_MAX: u32 = 3;
 /// First pause before a crashed node is started again; doubles up to [`RESTART_PAUSE_MAX`].
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause before a crashed node is started again.
@@ -81,10 +83,31 @@ pub async fn start(fleet: &FleetDir, mut spec: NodeSpec, leash: Option<&Path>, w
     prepare::fleet(fleet)?;
     let dir = fleet.node(&spec.name)?;
     stop(&dir).await?;
-    if dir.spec().exists() {
-        keep_ports(&mut spec, &prepare::read_spec(&dir)?);
+    for _ in 0..START_ATTEMPTS_MAX {
+        match attempt_start(fleet, &dir, &mut spec, leash, wait).await {
+            Ok(true) => return describe(&dir),
+            Ok(false) => stop(&dir).await?,
+            Err(error) => {
+                stop(&dir).await?;
+                return Err(error);
+            }
+        }
     }
-    prepare::node(fleet, &spec)?;
+    anyhow::bail!("node {}: others keep starting it at the same time", spec.name)
+}
+
+/// Returns false if an earlier attempt, whose caller was killed, was still at it and came first.
+async fn attempt_start(
+    fleet: &FleetDir,
+    dir: &NodeDir,
+    spec: &mut NodeSpec,
+    leash: Option<&Path>,
+    wait: Duration,
+) -> anyhow::Result<bool> {
+    if dir.spec().exists() {
+        keep_ports(spec, &prepare::read_spec(dir)?);
+    }
+    prepare::node(fleet, spec)?;
     for stale in [dir.ready(), dir.process(), dir.supervisor(), dir.stopped()] {
         remove_file(&stale)?;
     }
@@ -94,10 +117,18 @@ pub async fn start(fleet: &FleetDir, mut spec: NodeSpec, leash: Option<&Path>, w
         command.arg("--leash").arg(std::path::absolute(leash)?);
     }
     let child = command.spawn().context("the supervisor cannot be started")?;
-    let supervisor = Identity::of(child.id())?;
-    let ready = await_served(&dir, &supervisor, wait).await?;
-    prepare::pin(fleet, &dir, &ready)?;
-    describe(&dir)
+    let own = Identity::of(child.id())?;
+    let served = await_served(dir, &own, wait).await;
+    if supervisor(dir).is_some_and(|other| other != own) {
+        return Ok(false);
+    }
+    prepare::pin(fleet, dir, &served?)?;
+    Ok(true)
+}
+
+/// The supervisor of the node, if it runs.
+fn supervisor(dir: &NodeDir) -> Option<Identity> {
+    Identity::read(&dir.supervisor()).filter(Identity::is_alive)
 }
 
 async fn await_served(dir: &NodeDir, supervisor: &Identity, wait: Duration) -> anyhow::Result<NodeReady> {
@@ -197,12 +228,7 @@ pub fn describe(dir: &NodeDir) -> anyhow::Result<LocalNode> {
     let mut node = FleetNode::new(ready, dir, &spec.region);
     // The pid is that of the process that runs now, not of the one that wrote the file.
     node.pid = process.as_ref().map_or(0, |process| process.pid);
-    Ok(LocalNode {
-        running: process.is_some() && served,
-        supervised: Identity::read(&dir.supervisor()).is_some_and(|supervisor| supervisor.is_alive()),
-        mesh,
-        node,
-    })
+    Ok(LocalNode { running: process.is_some() && served, supervised: supervisor(dir).is_some(), mesh, node })
 }
 
 /// The nodes there are, as [`health`] asks them.

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; a skipped one says so")]
 
 mod boundaries;
+mod demo;
 mod derp;
+mod dev;
 mod failover;
 mod interop;
+mod local;
 mod mesh;
 mod operator;
 mod presence;
