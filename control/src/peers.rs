@@ -15,8 +15,8 @@ use crate::identity::{Alpn, MeshTls, MeshTlsError};
 
 /// HTTP/2 ping while a connection is open.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// A peer that answers no ping for so long is gone.
-pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A ping that is not answered for so long means a dead peer: 10 s after it was last heard.
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The default window caps a transcontinental stream at a few MB/s.
 pub(crate) const STREAM_WINDOW: u32 = 8 << 20;
 /// Room for several busy streams.

@@ -77,8 +77,7 @@ impl Fleet {
 
     /// Ids of the present voters.
     pub(crate) fn voters(&self) -> Vec<u64> {
-        let voters: BTreeSet<u64> = self.consensus.metrics().membership_config.voter_ids().collect();
-        voters.into_iter().collect()
+        self.consensus.group().voters.iter().map(|voter| voter.0).collect()
     }
 }
 

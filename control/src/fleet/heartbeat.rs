@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use causeway_proto::id::{Epoch, NodeId};
 use causeway_rpc::v1;
-use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{CALL_TIMEOUT, Fleet, within};
@@ -20,7 +19,6 @@ const FENCE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Tells the leader every [`HEARTBEAT_INTERVAL`], and at once when there is a new one, that this node lives.
 pub(crate) async fn send_heartbeats(fleet: Arc<Fleet>, cancel: CancellationToken) {
     let work = async {
-        let mut leader_changes = fleet.consensus.subscribe();
         loop {
             let leader = fleet.consensus.leader();
             if let Some(leader) = leader.filter(|leader| *leader != fleet.own.id()) {
@@ -29,29 +27,11 @@ pub(crate) async fn send_heartbeats(fleet: Arc<Fleet>, cancel: CancellationToken
             // Both may be dropped: the next round asks for the leader anew.
             tokio::select! {
                 () = tokio::time::sleep(HEARTBEAT_INTERVAL) => {}
-                () = changed_leader(&mut leader_changes, leader) => {}
+                _ = fleet.consensus.leader_other_than(leader) => {}
             }
         }
     };
     cancel.run_until_cancelled(work).await;
-}
-
-type ServerMetrics = openraft::type_config::alias::WatchReceiverOf<
-    crate::raft::types::TypeConfig,
-    openraft::metrics::RaftServerMetrics<crate::raft::types::TypeConfig>,
->;
-
-async fn changed_leader(changes: &mut ServerMetrics, was: Option<NodeId>) {
-    loop {
-        if changes.changed().await.is_err() {
-            // Raft has ended here; nobody will lead.
-            return std::future::pending().await;
-        }
-        let now = changes.borrow_watched().current_leader.map(NodeId);
-        if now.is_some() && now != was {
-            return;
-        }
-    }
 }
 
 impl Fleet {

@@ -24,7 +24,7 @@ pub(crate) async fn keep_members(fleet: Arc<Fleet>, cancel: CancellationToken) {
             .consensus
             .machine()
             .read(|state| (state.fleet.nodes.keys().copied().collect(), state.fleet.evicted.keys().copied().collect()));
-        let members: BTreeSet<NodeId> = fleet.consensus.metrics().membership_config.nodes().map(|(id, _)| NodeId(*id)).collect();
+        let members: BTreeSet<NodeId> = fleet.consensus.group().members;
         if let Some(node) = evicted.intersection(&members).next() {
             report(*node, "remove", fleet.consensus.remove_member(*node).await);
         } else if let Some(node) = admitted.difference(&members).next() {

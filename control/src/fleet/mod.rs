@@ -240,3 +240,6 @@ pub(crate) async fn within<T>(
         Err(_) => Err(Status::deadline_exceeded("the node did not answer in time")),
     }
 }
+
+#[cfg(test)]
+mod tests;

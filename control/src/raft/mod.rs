@@ -17,8 +17,7 @@ use causeway_proto::id::NodeId;
 use causeway_rpc::v1;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
-use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{EmptyNode, RaftMetrics, ReadPolicy, ServerState};
+use openraft::{EmptyNode, Instant as _, RaftMetrics, ReadPolicy, ServerState};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,7 +33,6 @@ use snapshot::SnapshotStore;
 use state_machine::StateMachine;
 use types::{Command, Reply, TypeConfig};
 
-pub(crate) type Metrics = RaftMetrics<TypeConfig>;
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// A snapshot is due when the log behind the last one exceeds this, or that snapshot's size if it is larger.
@@ -79,6 +77,23 @@ pub(crate) struct Consensus {
     machine: StateMachine,
     log: DiskLog,
     snapshots: SnapshotStore,
+}
+
+/// Who leads and who belongs to the group, as of a moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    pub(crate) leader: Option<NodeId>,
+    /// This node leads.
+    pub(crate) leads: bool,
+    pub(crate) term: u64,
+    /// Empty before the group is made or joined.
+    pub(crate) voters: BTreeSet<NodeId>,
+    /// Voters and learners.
+    pub(crate) members: BTreeSet<NodeId>,
+    /// On the leader: since a quorum last acknowledged it.
+    pub(crate) quorum_ack_age: Option<Duration>,
+    /// Why Raft ended here, if it did.
+    pub(crate) stopped: Option<String>,
 }
 
 impl std::fmt::Debug for Consensus {
@@ -134,30 +149,83 @@ impl Consensus {
         &self.machine
     }
 
-    /// Term, leader, members, progress, as of now.
-    pub(crate) fn metrics(&self) -> Metrics {
-        // Cloned out at once: holding the guard would freeze Raft.
+    /// Cloned out at once: holding the guard would freeze Raft.
+    fn metrics(&self) -> RaftMetrics<TypeConfig> {
         self.raft.metrics().borrow_watched().clone()
     }
 
-    /// Tells of changes of role, leader and members.
-    pub(crate) fn subscribe(&self) -> WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>> {
-        self.raft.server_metrics()
+    /// Leader and members, as of now.
+    pub(crate) fn group(&self) -> Group {
+        let metrics = self.metrics();
+        Group {
+            leader: metrics.current_leader.map(NodeId),
+            leads: metrics.state == ServerState::Leader,
+            term: metrics.current_term,
+            voters: metrics.membership_config.voter_ids().map(NodeId).collect(),
+            members: metrics.membership_config.nodes().map(|(id, _)| NodeId(*id)).collect(),
+            quorum_ack_age: metrics.last_quorum_acked.map(|at| at.elapsed()),
+            stopped: metrics.running_state.err().map(|fatal| fatal.to_string()),
+        }
+    }
+
+    /// State and progress for operators; names and addresses of the members are left empty.
+    pub(crate) fn status(&self) -> v1::RaftStatus {
+        let metrics = self.metrics();
+        let group = self.group();
+        let state = match metrics.state {
+            _ if group.stopped.is_some() => "shutdown",
+            _ if group.voters.is_empty() => "off",
+            ServerState::Leader => "leader",
+            ServerState::Candidate => "candidate",
+            ServerState::Follower => "follower",
+            ServerState::Learner => "learner",
+            ServerState::Shutdown => "shutdown",
+        };
+        let index = |id: &Option<types::LogId>| id.map_or(0, |id| id.index);
+        let member = |id: &NodeId| v1::RaftMember {
+            node_id: id.0,
+            voter: group.voters.contains(id),
+            matched_index: index(&metrics.replication.as_ref().and_then(|replication| *replication.get(&id.0)?)),
+            heartbeat_ms: metrics.heartbeat.as_ref().and_then(|sent| *sent.get(&id.0)?).map_or(0, |at| whole_ms(at.elapsed())),
+            ..Default::default()
+        };
+        v1::RaftStatus {
+            node_id: metrics.id,
+            state: state.to_owned(),
+            term: metrics.current_term,
+            leader: metrics.current_leader.unwrap_or_default(),
+            last_log_index: metrics.last_log_index.unwrap_or_default(),
+            committed_index: index(&metrics.local_committed),
+            applied_index: index(&metrics.last_applied),
+            snapshot_index: index(&metrics.snapshot),
+            purged_index: index(&metrics.purged),
+            quorum_ack_ms: group.quorum_ack_age.map_or(0, whole_ms),
+            members: group.members.iter().map(member).collect(),
+            stopped_because: group.stopped.unwrap_or_default(),
+        }
+    }
+
+    /// Returns once a leader is known that is not `was`; never if Raft has ended here.
+    pub(crate) async fn leader_other_than(&self, was: Option<NodeId>) -> NodeId {
+        let mut changes = self.raft.server_metrics();
+        loop {
+            let now = changes.borrow_watched().current_leader.map(NodeId);
+            match now {
+                Some(leader) if now != was => return leader,
+                _ if changes.changed().await.is_err() => return std::future::pending().await,
+                _ => {}
+            }
+        }
     }
 
     /// The leader, if one is known.
     pub(crate) fn leader(&self) -> Option<NodeId> {
-        self.metrics().current_leader.map(NodeId)
+        self.raft.metrics().borrow_watched().current_leader.map(NodeId)
     }
 
     /// Whether this node leads.
     pub(crate) fn is_leader(&self) -> bool {
-        self.metrics().state == ServerState::Leader
-    }
-
-    /// Why Raft ended here, if it did.
-    pub(crate) fn stopped_because(&self) -> Option<String> {
-        self.metrics().running_state.err().map(|fatal| fatal.to_string())
+        self.raft.metrics().borrow_watched().state == ServerState::Leader
     }
 
     /// Whether this node has never voted nor stored an entry. `false` if Raft has ended.
@@ -236,6 +304,13 @@ impl Consensus {
         self.raft.trigger().snapshot().await.map_err(|error| NotDone::Stopped(error.to_string()))
     }
 
+    /// Drops everything that the snapshot holds from the log, so that a new member needs the snapshot.
+    #[cfg(test)]
+    pub(crate) async fn purge(&self) {
+        let snapshot = self.metrics().snapshot.expect("there is a snapshot");
+        self.raft.trigger().purge_log(snapshot.index).await.expect("raft runs");
+    }
+
     async fn take_snapshots(self, cancel: CancellationToken) {
         let mut last_at = self.log.appended_bytes();
         let mut ticks = tokio::time::interval(SNAPSHOT_CHECK_INTERVAL);
@@ -249,6 +324,10 @@ impl Consensus {
             }
         }
     }
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn not_leader(forward: &ForwardToLeader<TypeConfig>) -> NotDone {
