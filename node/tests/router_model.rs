@@ -68,7 +68,8 @@ impl Node {
         let view = Arc::new(PresenceView::new(id, RegionId(1 + id.0 % 3)));
         let log = OwnerLog::new(id, EPOCH, boot_id(id), Arc::clone(&view));
         let pump = PumpShared::new();
-        let parts = RegistryParts { owner_log: log.clone(), clock: Arc::new(SystemTime::now), pump: pump.clone(), key_rate: None };
+        let parts =
+            RegistryParts { owner_log: log.clone(), clock: Arc::new(SystemTime::now), pump: pump.clone(), key_rate: None };
         let registry = Registry::new(parts);
         let lane = || Outbox::new(LaneLimits::LINK, DeliveredTo::Link, pump.clone());
         let lanes = all.iter().filter(|other| **other != id).map(|other| (*other, lane())).collect();
@@ -359,7 +360,8 @@ impl World {
     fn everybody_is_reached(&mut self) {
         self.last_delivered.clear();
         self.check_order = true;
-        let connected: BTreeSet<u64> = self.nodes.iter().flat_map(|node| node.clients.iter().map(|(client, _)| *client)).collect();
+        let connected: BTreeSet<u64> =
+            self.nodes.iter().flat_map(|node| node.clients.iter().map(|(client, _)| *client)).collect();
         let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
         for _ in 0..3 {
             let first = self.next_packet + 1;

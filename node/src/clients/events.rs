@@ -1,5 +1,5 @@
 //! Follows presence for the clients connected here: challenges their connections when another node claims their key, and tells them
-//! when a peer they talked to is gone.
+//! when a peer they talked to is gone or their key is in use twice.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,23 +11,33 @@ use causeway_proto::presence::PresenceKey;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
+use super::clones::CloneWatch;
 use super::registry::Registry;
 
-/// Follows `view` until cancelled.
-pub async fn follow(registry: Arc<Registry>, view: Arc<PresenceView>, own: NodeId, cancel: CancellationToken) {
+/// Follows `view`, from this call on, until cancelled.
+pub fn follow(
+    registry: Arc<Registry>,
+    view: Arc<PresenceView>,
+    own: NodeId,
+    cancel: CancellationToken,
+) -> impl Future<Output = ()> + Send + 'static {
     let mut events = view.subscribe();
-    let mut follower = Follower { registry, view, own, timers: GoneTimers::default() };
-    loop {
-        let due = follower.timers.poll_timeout().map(|(due, _)| due);
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            // Cancel safe: a batch that was not returned stays in the channel.
-            received = events.recv() => match received {
-                Ok(batch) => follower.apply(&batch, now()),
-                Err(RecvError::Lagged(_)) => follower.catch_up(now()),
-                Err(RecvError::Closed) => return,
-            },
-            () = sleep_until(due) => follower.tell_gone(now()),
+    let clones = CloneWatch::new(Arc::clone(&registry), Arc::clone(&view), own);
+    let mut follower = Follower { registry, view, own, timers: GoneTimers::default(), clones };
+    async move {
+        loop {
+            let due = follower.timers.poll_timeout().map(|(due, _)| due);
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                // Cancel safe: a batch that was not returned stays in the channel.
+                received = events.recv() => match received {
+                    Ok(batch) => follower.apply(&batch, now()),
+                    Err(RecvError::Lagged(_)) => follower.catch_up(now()),
+                    Err(RecvError::Closed) => return,
+                },
+                () = sleep_until(due) => follower.tell_gone(now()),
+                () = sleep_until(follower.clones.poll_timeout()) => follower.clones.handle_timeout(now()),
+            }
         }
     }
 }
@@ -37,6 +47,7 @@ struct Follower {
     view: Arc<PresenceView>,
     own: NodeId,
     timers: GoneTimers,
+    clones: CloneWatch,
 }
 
 impl Follower {
@@ -48,9 +59,11 @@ impl Follower {
                     if rank.node != self.own {
                         self.registry.challenge(&client(key), now);
                     }
+                    self.clones.look_at(*key, now);
                 }
+                PresenceEvent::Released { key, .. } => self.clones.look_at(*key, now),
                 PresenceEvent::LastClaimGone { key, clean } => self.gone(key, *clean, now),
-                // Claims that count again, or no longer while others do, ask nothing of clients.
+                // Owners lost and back: the clone watch looks again by itself, and nothing else asks anything of clients.
                 _ => {}
             }
         }
@@ -94,3 +107,6 @@ async fn sleep_until(due: Option<Instant>) {
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+#[cfg(test)]
+mod tests;

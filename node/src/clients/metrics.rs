@@ -17,6 +17,8 @@ pub struct ClientMetrics {
     pub(super) home_moves_in: Counter,
     pub(super) home_moves_out: Counter,
     pub(super) evicted: Counter,
+    clone_alarms: Gauge,
+    clone_alarms_raised: Counter,
 }
 
 impl ClientMetrics {
@@ -27,6 +29,11 @@ impl ClientMetrics {
         gauge("causeway_clients_home_connections", "Connections that are their client's home", &self.home_connections);
         gauge("causeway_clients_not_ideal_connections", "Connections with an Ideal-Node header", &self.not_ideal_connections);
         gauge("causeway_clients_mesh_peers", "Stock derpers meshing with this node", &self.mesh_peers);
+        gauge(
+            "causeway_clients_clone_alarms",
+            "Keys that are home here and elsewhere, both proven, for 30 s",
+            &self.clone_alarms,
+        );
         let mut counter = |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
         counter(
             "causeway_clients_duplicate_connections",
@@ -35,7 +42,17 @@ impl ClientMetrics {
         );
         counter("causeway_clients_home_moves_in", "Changes to home more than 5 s after login", &self.home_moves_in);
         counter("causeway_clients_home_moves_out", "Changes from home more than 5 s after login", &self.home_moves_out);
+        counter("causeway_clients_clone_alarms_raised", "Clone alarms raised", &self.clone_alarms_raised);
         counter("causeway_clients_evicted", "Connections closed because their key had too many", &self.evicted);
+    }
+
+    pub(super) fn clone_alarm(&self, raised: bool) {
+        if raised {
+            self.clone_alarms.inc();
+            self.clone_alarms_raised.inc();
+        } else {
+            self.clone_alarms.dec();
+        }
     }
 
     pub(super) fn connected(&self, facts: &ClientFacts, duplicate: bool) {

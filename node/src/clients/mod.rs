@@ -1,5 +1,6 @@
 //! The clients connected here: who holds which key, which of its connections is active and proven, who must hear that a peer is gone.
 
+mod clones;
 pub mod connection;
 pub mod events;
 pub mod metrics;

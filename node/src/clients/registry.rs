@@ -196,6 +196,23 @@ impl Registry {
         })
     }
 
+    /// Whether `key` has a home connection here and its active one is proven to live.
+    #[must_use]
+    pub fn is_proven_home(&self, key: &NodePublic) -> bool {
+        let proven = self.with_active(key, |connection| connection.proof.is_proven()).unwrap_or(false);
+        proven && self.shard(key).lock().get(key).is_some_and(|state| state.home)
+    }
+
+    /// Sends a frame to every connection of `key`.
+    pub fn send_to_key(&self, key: &NodePublic, frame: &Frame) {
+        let shard = self.shard(key).lock();
+        let connections = shard.get(key).into_iter().flat_map(|state| state.connections.iter());
+        for connection in connections {
+            // A connection that cannot take it ends.
+            let _refused = connection.send(frame.clone());
+        }
+    }
+
     /// Sends a frame to every connection, for example that the node restarts.
     pub fn send_to_all(&self, frame: &Frame) {
         for shard in &self.shards {

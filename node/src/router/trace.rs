@@ -7,6 +7,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::decide::{Action, Decision, Role};
+use crate::telemetry::traces::TARGET;
 
 /// Says whether a trace shall start with this packet.
 pub type Sampler = fn() -> bool;
@@ -42,9 +43,6 @@ fn open(decision: &Decision, packet: &Packet) -> Span {
         Role::Target => tracing::info_span!(target: TARGET, "target", %src, %dst, why, next_hop, target_node),
     }
 }
-
-/// Spans of this target are exported.
-const TARGET: &str = "causeway_trace";
 
 fn remote(trace: TraceContext) -> SpanContext {
     SpanContext::new(

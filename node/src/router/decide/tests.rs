@@ -107,7 +107,7 @@ fn a_transit_is_used_when_the_direct_link_is_down_and_always_the_same_one_for_a_
 
 #[test]
 fn a_transit_passes_on_without_looking_at_presence() {
-    let tables = Fake { local: PROVEN, claims: vec![rank(7)], up: up(&[2, 3]), hear_target: vec![NodeId(3)], ..Fake::default() };
+    let tables = Fake { local: PROVEN, claims: vec![rank(7)], up: up(&[2, 3]), hear_target: vec![NodeId(3)] };
     assert_eq!(ask(&tables, Ingress::Link, Some(&route(2, &[9], 0))), forward(2, 2, 0));
     assert_eq!(
         ask(&tables, Ingress::Link, Some(&route(5, &[9], 0))),

@@ -1,0 +1,129 @@
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use causeway_control::presence::{OwnerLog, WatchInput};
+use causeway_proto::derp::frame::{Frame, PeerGoneReason};
+use causeway_proto::id::{BootId, Epoch, RegionId};
+use causeway_proto::presence::{ClaimKind, Op};
+
+use super::super::peer_gone::TrackedPeers;
+use super::super::{ClientFacts, Registration, RegistryParts};
+use super::*;
+use crate::pump::lanes::{Batch, PumpShared};
+
+const OWN: NodeId = NodeId(1);
+const OTHER: NodeId = NodeId(2);
+const KEY: NodePublic = NodePublic::from_bytes([8; 32]);
+const PEER: NodePublic = NodePublic::from_bytes([9; 32]);
+
+struct World {
+    registry: Arc<Registry>,
+    view: Arc<PresenceView>,
+    other_seq: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
+        let owner_log = OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), Arc::clone(&view));
+        let parts = RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: PumpShared::new(), key_rate: None };
+        let registry = Registry::new(parts);
+        tokio::spawn(follow(Arc::clone(&registry), Arc::clone(&view), OWN, CancellationToken::new()));
+        view.ingest_watch(OTHER, Epoch(1), WatchInput::Hello { boot_id: BootId([2; 16]) }, now()).unwrap();
+        Self { registry, view, other_seq: 0 }
+    }
+
+    fn client(&self) -> Registration {
+        let remote = SocketAddr::from(([127, 0, 0, 1], 1));
+        let facts =
+            ClientFacts { key: KEY, remote, is_mesh_peer: false, is_prober: false, is_not_ideal: false, can_ack_pings: true };
+        self.registry.register(facts, CancellationToken::new(), now()).unwrap()
+    }
+
+    fn other_says(&mut self, op: Op) {
+        self.other_seq += 1;
+        let delta = WatchInput::Delta { first_seq: self.other_seq, ops: vec![op] };
+        self.view.ingest_watch(OTHER, Epoch(1), delta, now()).unwrap();
+    }
+}
+
+fn claim(key: NodePublic, clock_us: u64, home: bool) -> Op {
+    Op::Claim { key: key.into(), clock_us, home, kind: ClaimKind::Derp }
+}
+
+fn release(key: NodePublic, clock_us: u64, clean: bool) -> Op {
+    Op::Release { key: key.into(), clock_us, clean }
+}
+
+fn frames(client: &Registration) -> Vec<Frame> {
+    let mut batch = Batch::default();
+    client.connection().outbox().pop(&mut batch, 1);
+    batch.control
+}
+
+async fn pass(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_elsewhere_challenges_a_silent_connection() {
+    let mut world = World::new();
+    let client = world.client();
+    pass(Duration::from_secs(5)).await;
+    world.other_says(claim(KEY, 1, false));
+    pass(Duration::from_millis(1)).await;
+    assert!(matches!(frames(&client)[..], [Frame::Ping { .. }]));
+    assert!(!client.connection().proof().is_proven());
+}
+
+#[tokio::test(start_paused = true)]
+async fn departures_linger_unless_clean_and_a_return_cancels_them() {
+    let mut world = World::new();
+    let client = world.client();
+    let mut tracked = TrackedPeers::new(Arc::clone(world.registry.peer_gone()), Arc::clone(client.connection()));
+    let gone = [Frame::PeerGone { peer: PEER, reason: PeerGoneReason::Disconnected }];
+    tracked.written(PEER);
+    world.other_says(claim(PEER, 1, true));
+    world.other_says(release(PEER, 1, false));
+    pass(Duration::from_millis(1_400)).await;
+    assert!(frames(&client).is_empty(), "2 s, less a quarter");
+    world.other_says(claim(PEER, 2, true));
+    pass(Duration::from_secs(5)).await;
+    assert!(frames(&client).is_empty(), "it came back in time");
+    world.other_says(release(PEER, 2, false));
+    pass(Duration::from_secs(3)).await;
+    assert_eq!(frames(&client), gone);
+    tracked.gone(&PEER);
+    tracked.written(PEER);
+    world.other_says(claim(PEER, 3, true));
+    world.other_says(release(PEER, 3, true));
+    pass(Duration::from_millis(1)).await;
+    assert_eq!(frames(&client), gone, "a clean goodbye is told at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_proven_homes_for_thirty_seconds_raise_the_clone_alarm_and_a_side_connection_does_not() {
+    let mut world = World::new();
+    let client = world.client();
+    world.registry.note_preferred(client.connection(), true, now());
+    let health = async |seconds: u64| {
+        let mut health = Vec::new();
+        for _ in 0..seconds {
+            // The client lives: it answers whatever it is asked.
+            client.connection().proof().heard(now());
+            health.extend(frames(&client).into_iter().filter(|frame| matches!(frame, Frame::Health { .. })));
+            pass(Duration::from_secs(1)).await;
+        }
+        health
+    };
+    world.other_says(claim(KEY, 1, false));
+    assert!(health(120).await.is_empty(), "home here, side there: as stock clients do");
+    world.other_says(claim(KEY, 2, true));
+    assert!(health(29).await.is_empty());
+    let raised = health(10).await;
+    assert!(matches!(&raised[..], [Frame::Health { problem }] if !problem.is_empty()));
+    world.other_says(release(KEY, 2, true));
+    assert_eq!(health(10).await, [Frame::Health { problem: String::new() }]);
+}
