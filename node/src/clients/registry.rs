@@ -213,17 +213,6 @@ impl Registry {
         }
     }
 
-    /// Sends a frame to every connection, for example that the node restarts.
-    pub fn send_to_all(&self, frame: &Frame) {
-        for shard in &self.shards {
-            let connections: Vec<_> = shard.lock().values().flat_map(|state| state.connections.iter().cloned()).collect();
-            for connection in connections {
-                // A connection that cannot take it ends.
-                let _refused = connection.send(frame.clone());
-            }
-        }
-    }
-
     /// Who must hear of departures.
     #[must_use]
     pub const fn peer_gone(&self) -> &Arc<PeerGoneIndex> {

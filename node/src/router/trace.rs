@@ -57,3 +57,79 @@ fn remote(trace: TraceContext) -> SpanContext {
 fn local(span: &SpanContext) -> TraceContext {
     TraceContext { trace_id: span.trace_id().to_bytes(), span_id: span.span_id().to_bytes() }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use causeway_proto::id::NodeId;
+    use causeway_proto::key::NodePublic;
+    use causeway_proto::packet::{Class, Path, Route};
+    use causeway_proto::presence::Rank;
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+    use parking_lot::Mutex;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    #[derive(Debug, Clone, Default)]
+    struct Collect(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanExporter for Collect {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().extend(batch);
+            Ok(())
+        }
+    }
+
+    const RANK: Rank = Rank { clock_us: 1, node: NodeId(3) };
+
+    fn packet(trace: Option<TraceContext>) -> Packet {
+        let route = Route { origin: NodeId(1), target: RANK.node, rank_used: RANK, redirects: 0, path: Path::default(), trace };
+        let key = NodePublic::default();
+        Packet { src: key, dst: key, class: Class::Data, payload: Bytes::new(), route: trace.map(|_| route) }
+    }
+
+    fn at(role: Role) -> Decision {
+        let forward = Action::Forward { next_hop: NodeId(2), rank_used: RANK, redirects: 0 };
+        Decision { role, action: if role == Role::Target { Action::Deliver } else { forward }, why: "a test" }
+    }
+
+    #[test]
+    fn the_hops_of_a_sampled_packet_are_one_trace_each_below_the_one_before() {
+        let collected = Collect::default();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(collected.clone()).build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let (span, origin) = hop(|| true, &at(Role::Origin), &packet(None));
+            drop(span);
+            let (span, transit) = hop(|| false, &at(Role::Transit), &packet(origin));
+            drop(span);
+            let (span, target) = hop(|| false, &at(Role::Target), &packet(transit));
+            drop(span);
+            assert!(target.is_some());
+        });
+        let spans = collected.0.lock();
+        let names: Vec<&str> = spans.iter().map(|span| span.name.as_ref()).collect();
+        assert_eq!(names, ["origin", "transit", "target"]);
+        for pair in spans.windows(2) {
+            assert_eq!(pair[0].span_context.trace_id(), pair[1].span_context.trace_id());
+            assert_eq!(pair[0].span_context.span_id(), pair[1].parent_span_id);
+        }
+    }
+
+    #[test]
+    fn only_an_origin_starts_a_trace_and_a_node_without_exporter_passes_it_on() {
+        for role in [Role::Transit, Role::Target] {
+            assert_eq!(hop(|| true, &at(role), &packet(None)).1, None);
+        }
+        assert_eq!(hop(|| false, &at(Role::Origin), &packet(None)).1, None);
+        let trace = Some(TraceContext { trace_id: [1; 16], span_id: [2; 8] });
+        assert_eq!(hop(|| false, &at(Role::Transit), &packet(trace)).1, trace);
+    }
+}
