@@ -78,17 +78,13 @@ impl FenceMonitor {
         match self.watched.get_mut(&member.node) {
             None => self.watch(member, now),
             Some(watched) => {
-                if watched.member == member {
-                    return;
+                let (was, is) = (watched.member, member);
+                if (was.fenced, was.dropped) != (is.fenced, is.dropped) {
+                    watched.proposed_at = None;
+                    watched.fenced_at = is.fenced.then(|| watched.fenced_at.unwrap_or(now));
                 }
-                if !member.fenced {
-                    watched.fenced_at = None;
-                } else if !watched.member.fenced {
-                    watched.fenced_at = Some(now);
-                }
-                let epoch = member.epoch.max(watched.member.epoch);
-                watched.member = Member { epoch, ..member };
-                watched.proposed_at = None;
+                // A heartbeat may have shown a newer epoch than the table has.
+                watched.member = Member { epoch: was.epoch.max(is.epoch), ..is };
             }
         }
     }
@@ -204,6 +200,16 @@ mod tests {
         assert_eq!(monitor.handle_timeout(after(start, 6)).len(), 1);
         assert!(monitor.handle_timeout(after(start, 6)).is_empty());
         assert_eq!(monitor.handle_timeout(after(start, 7)).len(), 1);
+    }
+
+    #[test]
+    fn being_told_the_same_again_does_not_speed_up_proposals() {
+        let start = Instant::now();
+        let mut monitor = leader(false, start);
+        monitor.heartbeat(X, Epoch(2), start);
+        assert_eq!(monitor.handle_timeout(after(start, 6)).len(), 1);
+        monitor.applied(member(false, false), after(start, 6));
+        assert!(monitor.handle_timeout(after(start, 6)).is_empty(), "the table has an older epoch, which is no news");
     }
 
     #[test]

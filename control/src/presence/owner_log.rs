@@ -264,3 +264,128 @@ impl OwnerLog {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use causeway_proto::id::RegionId;
+    use causeway_proto::presence::unpack_ops;
+
+    use super::*;
+
+    const OWN: NodeId = NodeId(7);
+
+    fn key(n: u64) -> PresenceKey {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&n.to_be_bytes());
+        PresenceKey(key)
+    }
+
+    fn log() -> (OwnerLog, Arc<PresenceView>) {
+        let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
+        (OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), Arc::clone(&view)), view)
+    }
+
+    #[test]
+    fn a_change_of_home_is_a_claim_and_the_release_of_the_old_in_one_batch() {
+        let (log, view) = log();
+        let first = log.claim(key(1), ClaimKind::Derp, false, 100).unwrap();
+        assert_eq!(log.set_home(key(1), false, 200), Some(first), "no news, no new rank");
+        let second = log.set_home(key(1), true, 50).unwrap();
+        assert!(second > first);
+        let ops = log.ops_from(2, usize::MAX).unwrap().ops;
+        let claim = Op::Claim { key: key(1), clock_us: second.clock_us, home: true, kind: ClaimKind::Derp };
+        assert_eq!(ops, [claim, Op::Release { key: key(1), clock_us: first.clock_us, clean: true }]);
+        let own = view.claims(&key(1));
+        assert_eq!((own.len(), own[0].rank, own[0].home), (1, second, true));
+        assert_eq!(log.set_home(key(2), true, 1), None);
+    }
+
+    #[test]
+    fn a_release_ends_exactly_its_rank() {
+        let (log, view) = log();
+        let old = log.claim(key(1), ClaimKind::Derp, false, 1).unwrap();
+        let new = log.claim(key(1), ClaimKind::Derp, false, 1).unwrap();
+        assert!(!log.release(key(1), old, true), "it was replaced");
+        assert!(view.has_valid_claim(&key(1)));
+        assert!(log.release(key(1), new, true));
+        assert!(!log.release(key(1), new, true));
+        assert!(!view.has_valid_claim(&key(1)) && log.is_empty());
+        assert_eq!(log.last_seq(), 4);
+    }
+
+    #[test]
+    fn a_rank_exceeds_the_best_known_for_the_key() {
+        let (log, view) = log();
+        let (node, epoch) = (NodeId(8), Epoch(1));
+        let now = std::time::Instant::now();
+        view.ingest_watch(node, epoch, super::super::WatchInput::Hello { boot_id: BootId([2; 16]) }, now).unwrap();
+        let ahead = Op::Claim { key: key(1), clock_us: 5_000, home: true, kind: ClaimKind::Derp };
+        view.ingest_watch(node, epoch, super::super::WatchInput::Delta { first_seq: 1, ops: vec![ahead] }, now).unwrap();
+        assert_eq!(log.claim(key(1), ClaimKind::Derp, false, 100).unwrap().clock_us, 5_001);
+    }
+
+    #[test]
+    fn readers_resume_within_the_ring_and_take_a_snapshot_beyond_it() {
+        let (log, _) = log();
+        assert_eq!(log.ops_from(1, 1), Ok(Batch { first_seq: 1, ops: Vec::new() }));
+        assert_eq!(log.ops_from(2, 1), Err(TooOld { asked: 2, oldest: 1 }), "nothing is known of the future");
+        let mut news = log.subscribe();
+        for n in 0..=RING_OPS_MAX as u64 {
+            log.claim(key(n % 10), ClaimKind::Derp, false, n).unwrap();
+        }
+        assert!(news.has_changed().unwrap());
+        let last = *news.borrow_and_update();
+        let oldest = last + 1 - RING_OPS_MAX as u64;
+        assert_eq!(log.ops_from(oldest - 1, 1), Err(TooOld { asked: oldest - 1, oldest }));
+        assert_eq!(log.ops_from(oldest, 3 * PACKED_OP_LEN + 1).unwrap().ops.len(), 3);
+        let snapshot = log.snapshot();
+        assert_eq!((snapshot.seq, unpack_ops(&snapshot.packed).unwrap().len()), (last, 10));
+        assert_eq!(snapshot.packed.as_ptr(), log.snapshot().packed.as_ptr(), "readers share it");
+    }
+
+    #[test]
+    fn a_node_holds_a_bounded_number_of_claims() {
+        let (log, _) = log();
+        for n in 0..CLAIMS_PER_OWNER_MAX as u64 {
+            log.claim(key(n), ClaimKind::Derp, false, 1).unwrap();
+        }
+        assert_eq!(log.claim(key(u64::MAX), ClaimKind::Derp, false, 1), Err(OwnerLogFull));
+        let rank = log.claim(key(0), ClaimKind::Derp, true, 1).unwrap();
+        assert!(log.release(key(0), rank, false));
+        assert!(log.claim(key(u64::MAX), ClaimKind::Derp, false, 1).is_ok());
+    }
+
+    #[test]
+    fn concurrent_changes_leave_view_and_log_equal_and_ranks_ascending() {
+        let (log, view) = log();
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let log = log.clone();
+                scope.spawn(move || {
+                    for n in 0..400 {
+                        let rank = log.claim(key((n + thread) % 5), ClaimKind::Derp, n % 2 == 0, n).unwrap();
+                        if n % 3 == 0 {
+                            log.release(key((n + thread) % 5), rank, false);
+                        }
+                    }
+                });
+            }
+        });
+        let mut last = [0; 5];
+        for op in log.ops_from(1, usize::MAX).unwrap().ops {
+            if let Op::Claim { key, clock_us, .. } = op {
+                let last = &mut last[usize::from(key.0[7])];
+                assert!(clock_us > *last, "ranks of a key ascend in the log");
+                *last = clock_us;
+            }
+        }
+        let held = unpack_ops(&log.snapshot().packed).unwrap();
+        let mut seen = Vec::new();
+        view.for_each(|key, claims| seen.push((key, claims[0].rank.clock_us)));
+        seen.sort_unstable();
+        assert_eq!(seen, held.iter().map(|op| (*op.key(), op.clock_us())).collect::<Vec<_>>());
+        assert_eq!(view.cursor(OWN).next_seq, log.last_seq() + 1);
+    }
+}

@@ -700,3 +700,6 @@ fn claim_op(record: &Record) -> Op {
     let kind = kind_of(record.tag).expect("only checked tags are stored");
     Op::Claim { key: PresenceKey(record.key), clock_us: record.clock_us(), home: record.tag & TAG_HOME != 0, kind }
 }
+
+#[cfg(test)]
+mod tests;
