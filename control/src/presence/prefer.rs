@@ -119,3 +119,81 @@ impl Candidate {
         why
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn candidate() -> impl Strategy<Value = Candidate> {
+        let validity = prop::sample::select(vec![
+            Validity::Live,
+            Validity::Vouched(NodeId(9)),
+            Validity::Unfenced,
+            Validity::Lost,
+            Validity::Fenced,
+            Validity::Evicted,
+        ]);
+        let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+        (0u64..6, 0u64..4, validity, flags).prop_map(|(node, clock_us, validity, (home, own_region, hidden))| Candidate {
+            node: NodeId(node),
+            rank: Rank { clock_us, node: NodeId(node) },
+            home,
+            kind: ClaimKind::Derp,
+            epoch: Epoch(1),
+            validity,
+            own_region,
+            hidden,
+        })
+    }
+
+    /// The rule of the design, sentence by sentence: whether `a` comes before `b`.
+    fn before(a: &Candidate, b: &Candidate) -> bool {
+        let rules: [fn(&Candidate) -> bool; 4] =
+            [Candidate::is_usable, |claim| claim.validity.is_live(), |claim| claim.own_region, |claim| claim.home];
+        for rule in rules {
+            if rule(a) != rule(b) {
+                return rule(a);
+            }
+        }
+        a.rank > b.rank
+    }
+
+    proptest! {
+        #[test]
+        fn the_preferred_claim_is_the_one_the_rules_name_whatever_the_order(
+            candidates in prop::collection::vec(candidate(), 1..8),
+            rotate in any::<prop::sample::Index>(),
+        ) {
+            let best = candidates.iter().max_by_key(|claim| claim.preference()).unwrap();
+            prop_assert!(candidates.iter().all(|other| !before(other, best)));
+            let mut rotated = candidates.clone();
+            rotated.rotate_left(rotate.index(candidates.len()));
+            rotated.reverse();
+            let again = rotated.iter().max_by_key(|claim| claim.preference()).unwrap();
+            prop_assert_eq!(best.preference(), again.preference());
+        }
+    }
+
+    #[test]
+    fn an_own_claim_comes_first_and_reasons_are_words() {
+        let other = Candidate {
+            node: NodeId(2),
+            rank: Rank { clock_us: 9, node: NodeId(2) },
+            home: true,
+            kind: ClaimKind::Derp,
+            epoch: Epoch(1),
+            validity: Validity::Live,
+            own_region: true,
+            hidden: false,
+        };
+        let own = Candidate { validity: Validity::Own, home: false, rank: Rank::default(), ..other };
+        assert!(own.preference() > other.preference());
+        assert_eq!(other.why(), "watch stream live, own region, home");
+        let vouched = Candidate { validity: Validity::Vouched(NodeId(0xab)), own_region: false, hidden: true, ..other };
+        assert_eq!(vouched.why(), "heard by 00000000000000ab, home, hidden by a stale notice");
+    }
+}

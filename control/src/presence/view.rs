@@ -1023,3 +1023,6 @@ fn is_valid(owners: &[OwnerEntry], claim: &Claim) -> bool {
 fn any_valid(owners: &[OwnerEntry], claims: &[Claim]) -> bool {
     claims.iter().any(|claim| is_valid(owners, claim))
 }
+
+#[cfg(test)]
+mod tests;
