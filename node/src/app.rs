@@ -7,13 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use causeway_control::presence::{OwnerLog, PresenceView};
 use causeway_control::{ControlPlane, Handles};
 use causeway_proto::derp::handshake::server::{MeshKeys, ServerIdentity};
-use causeway_proto::derpmap::DerpMap;
 use causeway_proto::key::NodePublic;
+use causeway_rpc::v1;
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admission::Open;
@@ -26,6 +24,7 @@ use crate::ingress::door::{DoorParts, Doors};
 use crate::ingress::http::{DerpMapDocument, Site};
 use crate::ingress::mesh::{MeshDoor, MeshDoorParts};
 use crate::ingress::metrics::IngressMetrics;
+use crate::ingress::operator::{OperatorDoor, OperatorPort, OperatorSocket};
 use crate::ingress::server_key::server_key;
 use crate::ingress::tls::ServerCertificate;
 use crate::lifecycle::clock::wall_clock;
@@ -38,6 +37,7 @@ use crate::lifecycle::{descriptors, leash};
 use crate::limits::bucket::Rate;
 use crate::limits::connections::{ConnectionGate, ConnectionLimits};
 use crate::mesh::{Mesh, MeshParts};
+use crate::operator::{OperatorParts, OperatorService, PacketParts};
 use crate::pump::PacketSpawner;
 use crate::pump::lanes::{MemoryBudget, PumpShared};
 use crate::router::explain::RoutingService;
@@ -152,22 +152,21 @@ async fn start(
     // Control plane.
     let record = record::node_record(config, &listeners.bound, &derp_public_key);
     let control = ControlPlane::start(record::control_config(config, record), record::control_deps(tasks)).await?;
-    let presence = Presence::of(&control, config);
 
     // Packet path.
-    let packets = PacketPath::start(config, &control, &presence, runtimes, tasks);
+    let packets = PacketPath::start(config, &control, runtimes, tasks);
     let derp = derp_server(config, server_key, &packets, tasks);
 
     // What operators and probes see.
     let health = Health::default();
     let status = control.status.clone();
     health.add(move || status.not_ready_because());
-    let exporter = Exporter::new(metrics_registry(&metrics, &packets, &derp));
+    let exporter = Exporter::new(metrics_registry(&metrics, &control, &packets, &derp));
     let site = Arc::new(Site {
         node_name: config.name.clone(),
         host_name: config.advertise.host_name.clone(),
         https_port: config.advertise.derp_port.unwrap_or(listeners.bound.derp.port()),
-        derp_map: DerpMapDocument::new(presence.derp_map.clone()),
+        derp_map: DerpMapDocument::new(control.derp_map.clone()),
         health: health.clone(),
         exporter,
         metrics: metrics.clone(),
@@ -178,7 +177,7 @@ async fn start(
     tasks.spawn_on(control_runtime, Arc::clone(&certificate).reload(tasks.cancel.clone(), metrics.clone(), wall_clock));
     let doors = Doors::new(DoorParts {
         tls,
-        site,
+        site: Arc::clone(&site),
         derp,
         gate: ConnectionGate::new(connection_limits(config)),
         handshakes: cores() * usize::try_from(config.limits.tls_handshakes_per_core).unwrap_or(usize::MAX >> 8),
@@ -200,24 +199,21 @@ async fn start(
         metrics: metrics.clone(),
     });
     let ready = ready(config, &control, &listeners, &derp_public_key);
-    listeners.serve(&doors, &mesh_door, control_runtime, tasks, &metrics);
+    let parts = OperatorParts::new(&control, packets.for_operators(), site, shown(&ready), tasks, config.standalone);
+    let (operator_door, serve_operators) =
+        OperatorDoor::new(OperatorService::routes(parts).await?, metrics.clone(), tasks.cancel.clone());
+    tasks.spawn_on(control_runtime, serve_operators);
+    let socket = OperatorSocket::bind(&config.operator.socket)?;
+    tasks.spawn_on(control_runtime, socket.run(Arc::clone(&operator_door), tasks.cancel.clone()));
+    let operator_port = OperatorPort {
+        door: operator_door,
+        tls: Arc::clone(&control.mesh_tls),
+        status: control.status.clone(),
+        runtime: control_runtime.clone(),
+        tasks: tasks.clone(),
+    };
+    listeners.serve(&doors, &mesh_door, operator_port, control_runtime, tasks, &metrics);
     Ok(Node { control, ready })
-}
-
-/// Who holds which key, and the map of who can be dialled.
-struct Presence {
-    view: Arc<PresenceView>,
-    owner_log: OwnerLog,
-    derp_map: watch::Receiver<Arc<DerpMap>>,
-}
-
-impl Presence {
-    fn of(control: &Handles, config: &Config) -> Self {
-        let view = Arc::new(PresenceView::new(control.identity.node_id, config.region.id));
-        let owner_log = OwnerLog::new(control.identity.node_id, control.epoch, control.boot_id, Arc::clone(&view));
-        let (_, derp_map) = watch::channel(Arc::new(DerpMap::default()));
-        Self { view, owner_log, derp_map }
-    }
 }
 
 /// Clients, links and the router between them.
@@ -231,12 +227,12 @@ struct PacketPath {
 }
 
 impl PacketPath {
-    fn start(config: &Config, control: &Handles, presence: &Presence, runtimes: &Runtimes, tasks: &Tasks) -> Self {
+    fn start(config: &Config, control: &Handles, runtimes: &Runtimes, tasks: &Tasks) -> Self {
         let budget = MemoryBudget::new(usize::try_from(config.limits.queue_bytes_total).unwrap_or(usize::MAX));
         let pump = PumpShared { accounting: Arc::default(), budget: Arc::new(budget) };
         let own = control.identity.node_id;
         let registry = Registry::new(RegistryParts {
-            owner_log: presence.owner_log.clone(),
+            owner_log: control.owner_log.clone(),
             clock: Arc::new(wall_clock),
             pump: pump.clone(),
             key_rate: key_rate(config),
@@ -246,23 +242,29 @@ impl PacketPath {
             epoch: control.epoch,
             tls: Arc::clone(&control.mesh_tls),
             nodes: control.nodes.clone(),
-            view: Arc::clone(&presence.view),
+            view: Arc::clone(&control.view),
             pump: pump.clone(),
             stripes: config.mesh.stripes,
         });
         let router = Router::new(RouterParts {
             own,
             registry: Arc::clone(&registry),
-            view: Arc::clone(&presence.view),
+            view: Arc::clone(&control.view),
             links: Arc::clone(&mesh) as Arc<dyn NodeLinks>,
             accounting: Arc::clone(&pump.accounting),
             sampler: sample,
         });
         let spawner = PacketSpawner::new(tasks.tracker.clone(), runtimes.packet().clone());
         let acceptor = mesh.start(Arc::clone(&router) as Arc<dyn PacketForwarder>, spawner.clone(), tasks.cancel.clone());
-        let events = clients::events::follow(Arc::clone(&registry), Arc::clone(&presence.view), own, tasks.cancel.clone());
+        let events = clients::events::follow(Arc::clone(&registry), Arc::clone(&control.view), own, tasks.cancel.clone());
         tasks.spawn_on(runtimes.control(), events);
         Self { pump, registry, mesh, router, acceptor, spawner }
+    }
+}
+
+impl PacketPath {
+    fn for_operators(&self) -> PacketParts {
+        PacketParts { registry: Arc::clone(&self.registry), mesh: Arc::clone(&self.mesh), router: Arc::clone(&self.router) }
     }
 }
 
@@ -287,9 +289,10 @@ fn derp_server(
     })
 }
 
-fn metrics_registry(ingress: &IngressMetrics, packets: &PacketPath, derp: &DerpServer) -> MetricsRegistry {
+fn metrics_registry(ingress: &IngressMetrics, control: &Handles, packets: &PacketPath, derp: &DerpServer) -> MetricsRegistry {
     let mut registry = registry();
     ingress.register(&mut registry);
+    control.metrics.register(&mut registry);
     packets.router.metrics().register(&mut registry);
     packets.registry.metrics().register(&mut registry);
     packets.mesh.metrics().register(&mut registry);
@@ -320,6 +323,19 @@ fn connection_limits(config: &Config) -> ConnectionLimits {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The same addresses for operators.
+fn shown(ready: &Ready) -> v1::Listeners {
+    v1::Listeners {
+        derp: ready.derp.clone(),
+        plain_http: ready.plain_http.clone(),
+        stun: ready.stun.clone(),
+        mesh: ready.mesh.clone(),
+        operator: ready.operator.clone(),
+        operator_socket: ready.operator_socket.clone(),
+        metrics: ready.metrics.clone(),
+    }
 }
 
 fn ready(config: &Config, control: &Handles, listeners: &Listeners, derp_public_key: &NodePublic) -> Ready {

@@ -9,6 +9,7 @@ pub mod ingress;
 pub mod lifecycle;
 pub mod limits;
 pub mod mesh;
+pub mod operator;
 pub mod pump;
 pub mod router;
 pub mod telemetry;

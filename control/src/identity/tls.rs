@@ -132,6 +132,18 @@ impl MeshTls {
         self.key.identity()
     }
 
+    /// The fleet CA's certificate: what operators check this node's operator port against. Public.
+    #[must_use]
+    pub fn ca_certificate(&self) -> &CertificateDer<'static> {
+        self.trust.current.certificate()
+    }
+
+    /// This node's certificate of the moment and its key, for the operator port.
+    #[must_use]
+    pub fn server_certificate(&self) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        (self.certificate(), PrivateKeyDer::Pkcs8(self.key.pkcs8()))
+    }
+
     /// Replaces the set of nodes that are refused although they hold the mesh key.
     pub fn set_evicted(&self, evicted: BTreeSet<NodeId>) {
         self.evicted.store(Arc::new(evicted));

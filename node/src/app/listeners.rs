@@ -12,6 +12,7 @@ use crate::ingress::http::Door;
 use crate::ingress::listener::{BindError, Listener};
 use crate::ingress::mesh::{self, MeshDoor};
 use crate::ingress::metrics::IngressMetrics;
+use crate::ingress::operator::{self, OperatorPort};
 use crate::ingress::stun::StunServer;
 use crate::lifecycle::tasks::Tasks;
 
@@ -34,7 +35,7 @@ pub(super) struct Listeners {
     plain_http: Option<Listener>,
     metrics: Option<Listener>,
     mesh: Option<Listener>,
-    pub(super) operator: Option<Listener>,
+    operator: Option<Listener>,
     stun: Option<StunServer>,
 }
 
@@ -67,6 +68,7 @@ impl Listeners {
         self,
         doors: &Arc<Doors>,
         mesh_door: &Arc<MeshDoor>,
+        operator_port: OperatorPort,
         runtime: &Handle,
         tasks: &Tasks,
         metrics: &IngressMetrics,
@@ -82,6 +84,10 @@ impl Listeners {
             let door = Arc::clone(mesh_door);
             let take = move |socket, remote| door.take(socket, remote);
             tasks.spawn_on(runtime, listener.run(tasks.cancel.clone(), metrics.accept(mesh::LABEL), take));
+        }
+        if let Some(listener) = self.operator {
+            let take = move |socket, remote| operator_port.take(socket, remote);
+            tasks.spawn_on(runtime, listener.run(tasks.cancel.clone(), metrics.accept(operator::LABEL), take));
         }
         if let Some(stun) = self.stun {
             tasks.spawn_on(runtime, stun.run(tasks.cancel.clone(), Instant::now));

@@ -6,7 +6,7 @@ pub mod http;
 pub mod listener;
 pub mod mesh;
 pub mod metrics;
-//pub mod operator;
+pub mod operator;
 pub mod server_key;
 pub mod stun;
 pub mod tls;

@@ -10,15 +10,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use causeway_control::Operators;
+use bytes::Bytes;
+use causeway_control::{MeshTls, Status as ControlStatus};
 use http::Request;
 use parking_lot::Mutex;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -31,6 +33,8 @@ use tonic::transport::server::Connected;
 use tower::{Layer, Service};
 
 use super::metrics::IngressMetrics;
+use crate::lifecycle::runtimes::adopt;
+use crate::lifecycle::tasks::Tasks;
 use crate::limits::bucket::{Rate, TokenBucket};
 use crate::telemetry::grpc::TraceLayer;
 
@@ -204,6 +208,7 @@ fn clear_stale(path: &Path) -> Result<(), SocketError> {
 pub struct OperatorDoor {
     connections: mpsc::Sender<io::Result<Connection>>,
     places: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
     metrics: IngressMetrics,
 }
 
@@ -215,9 +220,14 @@ impl std::fmt::Debug for OperatorDoor {
 
 impl OperatorDoor {
     /// The door, and the server that must be run.
-    pub fn new(routes: Routes, metrics: IngressMetrics, cancel: CancellationToken) -> (Arc<Self>, impl Future<Output = ()> + Send) {
+    pub fn new(
+        routes: Routes,
+        metrics: IngressMetrics,
+        cancel: CancellationToken,
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send) {
         let (connections, incoming) = mpsc::channel(CONNECTIONS_MAX);
-        let door = Self { connections, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), metrics };
+        let places = || Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let door = Self { connections, places: places(), handshakes: places(), metrics };
         let authorize = AuthorizeLayer { bucket: Arc::new(Mutex::new(TokenBucket::new(REQUEST_RATE, now()))) };
         let serve = Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
@@ -255,9 +265,9 @@ impl OperatorDoor {
         }
     }
 
-    /// Shakes hands with an operator who came in by TCP. The certificates are those of this moment.
-    pub async fn take_tls(&self, socket: TcpStream, remote: SocketAddr, operators: &Operators) {
-        let config = match server_config(operators) {
+    /// Shakes hands with an operator who came in by TCP.
+    async fn take_tls(&self, socket: TcpStream, remote: SocketAddr, config: Result<ServerConfig, &'static str>) {
+        let config = match config {
             Ok(config) => config,
             Err(reason) => return self.metrics.refused(LABEL, reason),
         };
@@ -276,14 +286,57 @@ impl OperatorDoor {
     }
 }
 
+/// The operator's TCP listener leads here.
+#[derive(Clone, Debug)]
+pub struct OperatorPort {
+    /// The server behind it.
+    pub door: Arc<OperatorDoor>,
+    /// The node's own certificate.
+    pub tls: Arc<MeshTls>,
+    /// Knows the operators' CA.
+    pub status: ControlStatus,
+    /// Where handshakes run.
+    pub runtime: Handle,
+    /// Root of the tasks.
+    pub tasks: Tasks,
+}
+
+impl OperatorPort {
+    /// Takes an accepted socket.
+    pub fn take(&self, socket: std::net::TcpStream, remote: SocketAddr) {
+        let Ok(place) = Arc::clone(&self.door.handshakes).try_acquire_owned() else {
+            return self.door.metrics.refused(LABEL, "handshake_queue");
+        };
+        let Ok(socket) = adopt(&self.runtime, socket) else {
+            return self.door.metrics.refused(LABEL, "reactor");
+        };
+        let port = self.clone();
+        let shake = async move {
+            // The certificates of this moment: both may have changed since the last connection.
+            let config = server_config(port.status.operator_ca(), port.tls.server_certificate());
+            tokio::select! {
+                () = port.tasks.cancel.cancelled() => {}
+                () = port.door.take_tls(socket, remote, config) => {}
+            }
+            drop(place);
+        };
+        self.tasks.spawn_on(&self.runtime, shake);
+    }
+}
+
 /// TLS 1.3 with the node's own certificate, for holders of a certificate under the operators' CA.
-fn server_config(operators: &Operators) -> Result<ServerConfig, &'static str> {
-    let ca = operators.ca_certificate().ok_or("no_operator_ca")?;
+fn server_config(
+    operator_ca: Bytes,
+    (certificate, key): (CertificateDer<'static>, PrivateKeyDer<'static>),
+) -> Result<ServerConfig, &'static str> {
+    if operator_ca.is_empty() {
+        return Err("no_operator_ca");
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
-    roots.add(ca).map_err(|_| "bad_operator_ca")?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().map_err(|_| "bad_operator_ca")?;
-    let (certificate, key) = operators.server_certificate();
+    roots.add(CertificateDer::from(operator_ca.to_vec())).map_err(|_| "bad_operator_ca")?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let verifier = verifier.build().map_err(|_| "bad_operator_ca")?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .and_then(|builder| builder.with_client_cert_verifier(verifier).with_single_cert(vec![certificate], key))
@@ -414,8 +467,8 @@ impl<S> Authorize<S> {
 
 impl<S, B, R> Service<Request<B>> for Authorize<S>
 where
-    S: Service<Request<B>, Response = http::Response<R>, Future: Send + 'static>,
-    R: Default,
+    S: Service<Request<B>, Response = http::Response<R>, Error: Send + 'static, Future: Send + 'static>,
+    R: Default + Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -425,16 +478,10 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future
-    where
-        S::Error: 'static,
-    {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.refusal(&request) {
             Some(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
             None => Box::pin(self.inner.call(request)),
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

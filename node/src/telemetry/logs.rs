@@ -20,12 +20,15 @@ pub enum LogsError {
     Taken(#[from] TryInitError),
 }
 
+/// Libraries whose INFO is only for their own authors. The configured filter comes after and may say otherwise.
+const QUIETER: &str = "openraft=warn,chunked_wal=warn,raft_log=warn";
+
 /// Makes this process log, and trace if `traces` is given.
 ///
 /// # Errors
 /// [`LogsError`].
 pub fn init(filter: &str, format: LogFormat, traces: Option<&Traces>) -> Result<(), LogsError> {
-    let filter = EnvFilter::builder().parse(filter)?;
+    let filter = EnvFilter::builder().parse(format!("{QUIETER},{filter}"))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(false).boxed(),

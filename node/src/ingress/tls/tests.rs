@@ -104,8 +104,7 @@ fn files(dir: &Path) -> Tls {
 
 fn subject(cert: &CertificateDer<'_>) -> String {
     let (_, cert) = parse_x509_certificate(cert).unwrap();
-    let name = cert.subject().iter_common_name().next().unwrap().as_str().unwrap().to_owned();
-    name
+    cert.subject().iter_common_name().next().unwrap().as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
