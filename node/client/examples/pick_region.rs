@@ -9,6 +9,9 @@ use causeway_client::measure_regions;
 async fn main() -> anyhow::Result<()> {
     let args = support::Args::parse()?;
     let map = args.load_map().await?;
+    if map.regions.is_empty() {
+        anyhow::bail!("the map has no regions");
+    }
     let report = measure_regions(&map, args.trust.as_ref()).await;
     println!("measured over {}", if report.udp() { "UDP" } else { "HTTPS: no answer over UDP" });
     if let Some(addr) = report.global_v4 {

@@ -1,5 +1,6 @@
 //! One connection: login, frames, limits, and every way it ends.
 
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use causeway_proto::derp::decoder::DecodeError;
 use causeway_proto::derp::encoder::to_bytes;
 use causeway_proto::derp::frame::{Frame, PeerGoneReason, PresentFlags};
 use causeway_proto::derp::info::ServerInfo;
+use causeway_proto::derpmap::NodeAddress;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate, NodePublic};
 use causeway_proto::limits::PACKET_LEN_MAX;
@@ -497,4 +499,35 @@ async fn nodes_of_a_region_are_tried_in_order_and_a_substitute_is_told_the_ideal
     assert!(matches!(error, ConnectError::Config(ConfigError::NoRegion(_))), "{error}");
     let error = builder.nearest(map).connect(&tasks, &cancel).await.expect_err("which?");
     assert!(matches!(error, ConnectError::Config(ConfigError::NearestNeedsClient)), "{error}");
+}
+
+#[tokio::test]
+async fn a_family_that_does_not_connect_leaves_it_to_the_other() {
+    let mut f = Fixture::new(Options::default()).await;
+    let mut endpoint = f.server.endpoint();
+    // Nobody listens there, or the host has no IPv6 at all: either way IPv4 follows.
+    endpoint.ipv6 = NodeAddress::Fixed(Ipv6Addr::LOCALHOST);
+    let builder = f.builder().endpoint(endpoint);
+    let (connection, _session) = f.connect(&builder).await;
+    assert_eq!(connection.info().remote_addr, f.server.addr);
+
+    let mut nowhere = f.server.endpoint();
+    nowhere.ipv4 = NodeAddress::Disabled;
+    let error = f.try_connect(&f.builder().endpoint(nowhere)).await.expect_err("no family");
+    assert!(matches!(error, ConnectError::NoFamily(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up() {
+    let mut f = Fixture::new(Options { host_name: "localhost", ..Options::default() }).await;
+    let builder = f.builder().endpoint(Endpoint::new(&format!("localhost:{}", f.server.addr.port())).expect("address"));
+    let (connection, session) = f.connect(&builder).await;
+    assert!(connection.info().remote_addr.ip().is_loopback());
+    assert_eq!(session.head.header("Host"), Some(format!("localhost:{}", f.server.addr.port()).as_str()));
+
+    // Longer than a label may be: refused without asking any DNS server.
+    let impossible = "x".repeat(64);
+    let builder = f.builder().endpoint(Endpoint::new(&format!("{impossible}:443")).expect("address"));
+    let error = f.try_connect(&builder).await.expect_err("no such name");
+    assert!(matches!(&error, ConnectError::Resolve { host, .. } if *host == impossible), "{error}");
 }
