@@ -304,9 +304,13 @@ impl Registry {
     }
 
     fn unregister(&self, connection: &Arc<ClientConnection>, clean: bool) {
-        let key = connection.facts.key;
-        // Closed first: whoever still finds it gets its packet back instead of losing it.
+        self.leave(connection, clean);
+        // After leaving, so that nobody finds it closed while another connection of its key could take over.
         connection.outbox.close();
+    }
+
+    fn leave(&self, connection: &Arc<ClientConnection>, clean: bool) {
+        let key = connection.facts.key;
         self.metrics.disconnected(&connection.facts, connection.preferred.load(Ordering::Relaxed));
         if connection.facts.is_mesh_peer {
             self.watchers.forget(connection);

@@ -164,6 +164,8 @@ where
         stripe: Arc::clone(&stripe),
         heard: Arc::clone(&heard),
         decoder: LinkDecoder::new(),
+        said_hello: false,
+        counted: None,
         since: now,
     };
     let end = tokio::select! {
@@ -233,11 +235,29 @@ impl Encode for LinkEncode {
     }
 }
 
+/// A dialled connection in the gauge of those that are up.
+struct CountedUp(Arc<Mesh>);
+
+impl CountedUp {
+    fn new(mesh: Arc<Mesh>) -> Self {
+        mesh.metrics.up();
+        Self(mesh)
+    }
+}
+
+impl Drop for CountedUp {
+    fn drop(&mut self) {
+        self.0.metrics.down();
+    }
+}
+
 struct LinkHandler {
     connection: Connection,
     stripe: Arc<Stripe>,
     heard: Arc<Mutex<Heard>>,
     decoder: LinkDecoder,
+    said_hello: bool,
+    counted: Option<CountedUp>,
     since: Instant,
 }
 
@@ -251,9 +271,9 @@ impl FrameHandler for LinkHandler {
     fn handle_frame(&mut self, buffer: &mut BytesMut, now: Instant) -> Result<bool, LinkRefusal> {
         let Some(frame) = self.decoder.decode(buffer)? else { return Ok(false) };
         match frame {
-            LinkFrame::Packet(packet) if self.said_hello() => self.packet(packet),
+            LinkFrame::Packet(packet) if self.said_hello => self.packet(packet),
             LinkFrame::Hello(hello) => self.hello(&hello)?,
-            _ if !self.said_hello() => return Err(LinkRefusal::NoHello),
+            _ if !self.said_hello => return Err(LinkRefusal::NoHello),
             LinkFrame::Packet(_) | LinkFrame::KeepAlive => {}
             LinkFrame::Stale(stale) => {
                 self.connection.mesh.metrics.stale_received();
@@ -273,18 +293,15 @@ impl FrameHandler for LinkHandler {
 }
 
 impl LinkHandler {
-    fn said_hello(&self) -> bool {
-        self.heard.lock().hello
-    }
-
     fn hello(&mut self, hello: &Hello) -> Result<(), LinkRefusal> {
         let certified = self.connection.peer;
         if hello.node != certified {
             return Err(LinkRefusal::WrongNode { said: hello.node, certified });
         }
-        if std::mem::replace(&mut self.heard.lock().hello, true) {
+        if std::mem::replace(&mut self.said_hello, true) {
             return Err(LinkRefusal::SecondHello);
         }
+        self.heard.lock().hello = true;
         match &self.connection.direction {
             Direction::Incoming(_) => {
                 // It is there: whoever waits to dial it need not wait longer.
@@ -294,6 +311,7 @@ impl LinkHandler {
             }
             Direction::Dialled { link, stripe, was_up } => {
                 was_up.store(true, Ordering::Relaxed);
+                self.counted = Some(CountedUp::new(Arc::clone(&self.connection.mesh)));
                 link.last_error.lock().clear();
                 link.stripes[usize::from(*stripe)].store(Some(Arc::clone(&self.stripe)));
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -19,6 +20,7 @@ struct Reason {
 /// Counters of the packet links.
 #[derive(Debug)]
 pub struct MeshMetrics {
+    up: Gauge,
     dial_failures: Counter,
     refused: Family<Reason, Counter>,
     ended: Family<Reason, Counter>,
@@ -29,6 +31,7 @@ pub struct MeshMetrics {
 impl Default for MeshMetrics {
     fn default() -> Self {
         Self {
+            up: Gauge::default(),
             dial_failures: Counter::default(),
             refused: Family::default(),
             ended: Family::default(),
@@ -42,6 +45,11 @@ impl Default for MeshMetrics {
 impl MeshMetrics {
     /// Declares everything under `causeway_mesh_`.
     pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "causeway_mesh_connections_up",
+            "Connections of links that this node dialled and that are up",
+            self.up.clone(),
+        );
         registry.register("causeway_mesh_dial_failures", "Links that could not be connected", self.dial_failures.clone());
         registry.register("causeway_mesh_links_refused", "Incoming links refused", self.refused.clone());
         registry.register("causeway_mesh_links_ended", "Links that ended", self.ended.clone());
@@ -52,6 +60,14 @@ impl MeshMetrics {
         );
         let help = "Round trips of pings on links";
         registry.register_with_unit("causeway_mesh_round_trip", help, Unit::Seconds, self.round_trip.clone());
+    }
+
+    pub(super) fn up(&self) {
+        self.up.inc();
+    }
+
+    pub(super) fn down(&self) {
+        self.up.dec();
     }
 
     pub(super) fn dial_failed(&self) {

@@ -140,11 +140,11 @@ where
         }
         let in_flight = InFlight { outbox, packets: batch.packets.len() as u64, payload_bytes: batch.payload_bytes as u64 };
         let mut out = buffers::take_write_buffer();
+        encode_batch(encode, &mut batch, &mut out);
         if ticks {
             encode.tick(&mut out);
             next_tick = Instant::now() + limits.tick;
         }
-        encode_batch(encode, &mut batch, &mut out);
         let written = write_all(io, &out, outbox, limits).await;
         buffers::return_write_buffer(out);
         match written {
@@ -155,10 +155,10 @@ where
 }
 
 fn encode_batch<E: Encode>(encode: &mut E, batch: &mut Batch<E::Control>, out: &mut BytesMut) {
+    batch.control.drain(..).for_each(|frame| encode.control(frame, out));
     if let Some(data) = batch.pong.take() {
         encode.pong(data, out);
     }
-    batch.control.drain(..).for_each(|frame| encode.control(frame, out));
     batch.packets.drain(..).for_each(|packet| encode.packet(&packet, out));
     batch.clear();
 }
