@@ -151,8 +151,8 @@ const fn fixed(ip: IpAddr) -> (NodeAddress<std::net::Ipv4Addr>, NodeAddress<std:
     }
 }
 
-/// A TCP connection within [`NODE_DIAL_TIMEOUT`]. Both families are tried at the same time, IPv4 a little later; the first that connects
-/// wins and the other is dropped.
+/// A TCP connection within [`NODE_DIAL_TIMEOUT`]. Both families are tried at the same time, each with its own look-up; the first that
+/// connects wins and the other is dropped.
 pub(crate) async fn dial(endpoint: &Endpoint) -> Result<(TcpStream, SocketAddr), ConnectError> {
     timeout(NODE_DIAL_TIMEOUT, race(endpoint)).await.unwrap_or_else(|_| {
         let node = endpoint.name.clone();
@@ -161,66 +161,73 @@ pub(crate) async fn dial(endpoint: &Endpoint) -> Result<(TcpStream, SocketAddr),
 }
 
 async fn race(endpoint: &Endpoint) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    let addresses = addresses(endpoint).await?;
-    if endpoint.plain
-        && let Some(addr) = addresses.iter().find(|addr| !addr.ip().is_loopback())
-    {
-        return Err(ConnectError::PlainNotLoopback(*addr));
+    let v4 = one_after_the_other(endpoint, endpoint.ipv4, SocketAddr::is_ipv4);
+    let v6 = one_after_the_other(endpoint, endpoint.ipv6, SocketAddr::is_ipv6);
+    // IPv6 has a head start where it is as likely to work; a fixed IPv4 address does not wait for DNS.
+    let head_start = match (endpoint.ipv4, endpoint.ipv6) {
+        (NodeAddress::Disabled, NodeAddress::Disabled) => return Err(ConnectError::NoFamily(endpoint.name.clone())),
+        (_, NodeAddress::Disabled) => return v4.await,
+        (NodeAddress::Disabled, _) => return v6.await,
+        (NodeAddress::Fixed(_), NodeAddress::Dns) => Duration::ZERO,
+        _ => IPV4_DELAY,
+    };
+    let (v4, mut v6) = (std::pin::pin!(v4), std::pin::pin!(v6));
+    match timeout(head_start, v6.as_mut()).await {
+        Ok(Ok(stream)) => return Ok(stream),
+        Ok(Err(v6_error)) => return v4.await.map_err(|error| more_telling(error, v6_error)),
+        Err(_) => {}
     }
-    let (v4, v6): (Vec<_>, Vec<_>) = addresses.into_iter().partition(SocketAddr::is_ipv4);
-    if v4.is_empty() || v6.is_empty() {
-        return one_after_the_other(if v4.is_empty() { v6 } else { v4 }, Duration::ZERO).await;
-    }
-    let v4 = std::pin::pin!(one_after_the_other(v4, IPV4_DELAY));
-    let v6 = std::pin::pin!(one_after_the_other(v6, Duration::ZERO));
     match futures::future::select(v6, v4).await {
         Either::Left((Ok(stream), _)) | Either::Right((Ok(stream), _)) => Ok(stream),
-        Either::Left((Err(_), v4)) => v4.await,
-        Either::Right((Err(_), v6)) => v6.await,
+        Either::Left((Err(v6_error), v4)) => v4.await.map_err(|error| more_telling(error, v6_error)),
+        Either::Right((Err(v4_error), v6)) => v6.await.map_err(|error| more_telling(v4_error, error)),
     }
 }
 
-async fn addresses(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, ConnectError> {
-    let port = endpoint.port;
-    let mut found = Vec::new();
-    let dns = matches!(endpoint.ipv4, NodeAddress::Dns) || matches!(endpoint.ipv6, NodeAddress::Dns);
-    if dns {
-        let host = endpoint.host_name.as_str();
-        let resolved = tokio::net::lookup_host((host, port)).await;
-        let resolve = |source| ConnectError::Resolve { host: host.to_owned(), source };
-        for addr in resolved.map_err(resolve)? {
-            let wanted = match addr {
-                SocketAddr::V4(_) => matches!(endpoint.ipv4, NodeAddress::Dns),
-                SocketAddr::V6(_) => matches!(endpoint.ipv6, NodeAddress::Dns),
-            };
-            if wanted {
-                found.push(addr);
-            }
+/// Of the errors of both families: that a name has no address in one of them says little.
+fn more_telling(v4: ConnectError, v6: ConnectError) -> ConnectError {
+    if matches!(v4, ConnectError::Resolve { .. }) { v6 } else { v4 }
+}
+
+/// The addresses of one family; not empty.
+async fn addresses<A>(
+    endpoint: &Endpoint,
+    address: NodeAddress<A>,
+    of_family: fn(&SocketAddr) -> bool,
+) -> Result<Vec<SocketAddr>, ConnectError>
+where
+    A: Into<IpAddr>,
+{
+    let host = endpoint.host_name.as_str();
+    let none = || {
+        let source = io::Error::new(io::ErrorKind::NotFound, "no address of the families that the node offers");
+        ConnectError::Resolve { host: host.to_owned(), source }
+    };
+    match address {
+        NodeAddress::Fixed(ip) => Ok(vec![SocketAddr::new(ip.into(), endpoint.port)]),
+        NodeAddress::Disabled => Err(none()),
+        NodeAddress::Dns => {
+            let found = tokio::net::lookup_host((host, endpoint.port)).await;
+            let found = found.map_err(|source| ConnectError::Resolve { host: host.to_owned(), source })?;
+            let found: Vec<_> = found.filter(of_family).take(ADDRESSES_PER_FAMILY_MAX).collect();
+            if found.is_empty() { Err(none()) } else { Ok(found) }
         }
     }
-    if let NodeAddress::Fixed(ip) = endpoint.ipv4 {
-        found.push(SocketAddr::from((ip, port)));
-    }
-    if let NodeAddress::Fixed(ip) = endpoint.ipv6 {
-        found.push(SocketAddr::from((ip, port)));
-    }
-    if !found.is_empty() {
-        return Ok(found);
-    }
-    if !dns {
-        return Err(ConnectError::NoFamily(endpoint.name.clone()));
-    }
-    let source = io::Error::new(io::ErrorKind::NotFound, "no address of a family that the node offers");
-    Err(ConnectError::Resolve { host: endpoint.host_name.clone(), source })
 }
 
-/// `addresses` is not empty.
-async fn one_after_the_other(addresses: Vec<SocketAddr>, delay: Duration) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    }
+async fn one_after_the_other<A>(
+    endpoint: &Endpoint,
+    address: NodeAddress<A>,
+    of_family: fn(&SocketAddr) -> bool,
+) -> Result<(TcpStream, SocketAddr), ConnectError>
+where
+    A: Into<IpAddr>,
+{
     let mut failed = None;
-    for addr in addresses.into_iter().take(ADDRESSES_PER_FAMILY_MAX) {
+    for addr in addresses(endpoint, address, of_family).await? {
+        if endpoint.plain && !addr.ip().is_loopback() {
+            return Err(ConnectError::PlainNotLoopback(addr));
+        }
         match TcpStream::connect(addr).await {
             Ok(stream) => {
                 // Frames are batched here already; Nagle's algorithm would only hold them back.

@@ -531,3 +531,20 @@ async fn a_name_is_looked_up() {
     let error = f.try_connect(&builder).await.expect_err("no such name");
     assert!(matches!(&error, ConnectError::Resolve { host, .. } if *host == impossible), "{error}");
 }
+
+#[tokio::test]
+async fn a_fixed_address_needs_no_dns() {
+    // As in a map with `IPv4` and a `HostName` that no DNS knows: IPv6 is left to DNS, which fails.
+    let mut f = Fixture::new(Options { tls: false, ..Options::default() }).await;
+    let mut endpoint = f.server.endpoint();
+    endpoint.host_name = "x".repeat(64);
+    endpoint.ipv6 = NodeAddress::Dns;
+    let builder = f.builder().endpoint(endpoint.clone());
+    let (connection, _session) = f.connect(&builder).await;
+    assert_eq!(connection.info().remote_addr, f.server.addr);
+
+    // And it is the fixed address that an error is about.
+    endpoint.port = refused_addr().await.port();
+    let error = f.try_connect(&f.builder().endpoint(endpoint)).await.expect_err("nobody there");
+    assert!(matches!(error, ConnectError::Dial { .. }), "{error}");
+}
