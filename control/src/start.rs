@@ -17,6 +17,7 @@ use crate::error::{Fatal, StartError};
 use crate::fleet::{self, Fleet, FleetService, Own};
 use crate::followers::follow_all;
 use crate::identity::{FleetTrust, MeshTls, NodeKey};
+use crate::metrics::CallsRefused;
 use crate::presence::{OwnerLog, PresenceView};
 use crate::raft::Consensus;
 use crate::raft::fleet_state::check_record;
@@ -62,7 +63,8 @@ impl ControlPlane {
         let consensus = Consensus::open(&raft_dir, id, config.profile, Arc::clone(&view), peers.clone(), tracker, cancel).await?;
         let fleet = Arc::new(Fleet::new(own, &deps, dir, consensus, Arc::clone(&directory), peers, view, owner_log));
 
-        let metrics = ControlMetrics { watch: WatchMetrics::default(), fleet: Arc::clone(&fleet) };
+        let metrics =
+            ControlMetrics { watch: WatchMetrics::default(), calls_refused: CallsRefused::default(), fleet: Arc::clone(&fleet) };
         let derp_map = start_tasks(&fleet, &config, sources, &mesh_tls, &metrics.watch, &deps);
         Ok(handles(fleet, mesh_tls, metrics, derp_map, &deps))
     }
@@ -123,8 +125,9 @@ fn handles(
         metrics.watch.clone(),
         deps.cancel.clone(),
     );
-    let routes = Routes::new(FleetService::new(Arc::clone(&fleet)).into_server())
-        .add_service(fleet.consensus.service(deps.cancel.clone()).into_server())
+    let refused = metrics.calls_refused.clone();
+    let routes = Routes::new(FleetService::new(Arc::clone(&fleet), refused.clone()).into_server())
+        .add_service(fleet.consensus.service(refused, deps.cancel.clone()).into_server())
         .add_service(watch_service.into_server());
     Handles {
         identity: fleet.own.identity,

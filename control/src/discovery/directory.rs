@@ -68,6 +68,14 @@ impl Directory {
         Ok(id)
     }
 
+    /// Forgets a node that turned out to belong to another fleet.
+    pub(crate) fn forget(&self, id: NodeId) {
+        let mut state = self.state.lock();
+        if state.introduced.remove(&id).is_some() {
+            self.publish(&state);
+        }
+    }
+
     /// Takes over what Raft has.
     pub(crate) fn update(&self, fleet: Arc<FleetView>) {
         let mut state = self.state.lock();

@@ -12,9 +12,9 @@ use tonic::Status;
 
 use super::{CALL_TIMEOUT, Fleet, Incarnation, Own, fleet_client, within};
 use crate::config::WallClock;
-use crate::discovery::{Directory, Discovery};
+use crate::discovery::{Directory, Discovery, NodeEntry};
 use crate::error::StartError;
-use crate::peers::PeerChannels;
+use crate::peers::{ChannelUse, PeerChannels};
 use crate::watch::micros;
 
 /// At start, peers get so long to answer before the node goes on without them.
@@ -36,9 +36,9 @@ pub(crate) struct Met {
 }
 
 /// Introduces this node over `channel` and checks the shape of the answer.
-async fn introduce(channel: tonic::transport::Channel, own: &Own, clock: &WallClock) -> Result<Met, Status> {
+async fn introduce(channel: tonic::transport::Channel, ourselves: v1::Introduction, clock: &WallClock) -> Result<Met, Status> {
     let sent_us = micros(clock());
-    let request = v1::DescribeRequest { caller: Some(own.introduction(clock)) };
+    let request = v1::DescribeRequest { caller: Some(ourselves) };
     let answer = within(CALL_TIMEOUT, fleet_client(channel).describe(request)).await?;
     let received_us = micros(clock());
     let theirs_us = answer.node.as_ref().map_or(0, |node| node.clock_us);
@@ -49,9 +49,10 @@ async fn introduce(channel: tonic::transport::Channel, own: &Own, clock: &WallCl
 
 /// Remembers whom an answer told of.
 fn remember(directory: &Directory, answer: &mut v1::DescribeResponse) {
-    let itself = answer.node.take().and_then(|node| node.record).map(|record| (record, true));
-    for (record, by_itself) in itself.into_iter().chain(answer.nodes.drain(..).map(|record| (record, false))) {
-        if let Err(reason) = directory.introduce(record, by_itself) {
+    // Hearsay all of it, because the channel to a seed does not tell who answered: a changed record is taken when its node calls.
+    let itself = answer.node.take().and_then(|node| node.record);
+    for record in itself.into_iter().chain(answer.nodes.drain(..)) {
+        if let Err(reason) = directory.introduce(record, false) {
             tracing::debug!(reason, "a peer told of a node that cannot be believed");
         }
     }
@@ -68,7 +69,8 @@ pub(crate) async fn first_contact(
     peers: &PeerChannels,
     directory: &Directory,
 ) -> Result<Option<Incarnation>, StartError> {
-    let asked = futures::stream::iter(seeds).map(|seed| introduce(peers.seed_channel(&seed), own, clock));
+    let asked = futures::stream::iter(seeds)
+        .map(|seed| introduce(peers.seed_channel(&seed), own.introduction(clock, String::new()), clock));
     let mut answers = asked.buffer_unordered(INTRODUCTIONS_MAX);
     let (mut offsets, mut highest) = (Vec::new(), None);
     let gather = async {
@@ -131,28 +133,33 @@ impl Fleet {
         let known: BTreeSet<&str> = nodes.iter().map(|node| node.record.mesh_addr.as_str()).collect();
         let seeds = sources.iter_mut().flat_map(|source| source.seeds()).filter(|seed| !known.contains(seed.as_str()));
         let strangers = seeds.map(|seed| self.peers.seed_channel(&seed));
-        let ids = nodes.others().filter(|node| !settled || !node.admitted).map(crate::discovery::NodeEntry::id);
-        let acquaintances = ids.filter_map(|id| self.peers.channel(id, crate::peers::ChannelUse::Fleet).ok());
+        let ids = nodes.others().filter(|node| !settled || !node.admitted).map(NodeEntry::id);
+        let acquaintances = ids.filter_map(|id| self.peers.channel(id, ChannelUse::Fleet).ok());
         let channels: Vec<_> = strangers.chain(acquaintances).collect();
-        let met = futures::stream::iter(channels).map(|channel| introduce(channel, &self.own, &self.clock.0));
+        let met = futures::stream::iter(channels).map(|channel| introduce(channel, self.introduction(), &self.clock.0));
         let mut met = met.buffer_unordered(INTRODUCTIONS_MAX);
         while let Some(answer) = met.next().await {
             match answer {
-                Ok(Met { mut answer, .. }) => {
-                    if answer
-                        .node
-                        .as_ref()
-                        .and_then(|node| node.record.as_ref())
-                        .is_some_and(|node| node.node_id == self.own.id().0)
-                    {
-                        continue;
-                    }
-                    self.heard_of_ourselves(answer.caller_seen.as_ref());
-                    remember(&self.directory, &mut answer);
-                }
+                Ok(Met { answer, .. }) => self.met(answer),
                 Err(status) => tracing::debug!(reason = status.message(), "a node does not answer an introduction"),
             }
         }
+    }
+
+    fn met(&self, mut answer: v1::DescribeResponse) {
+        let record = answer.node.as_ref().and_then(|node| node.record.as_ref());
+        if record.is_some_and(|record| record.node_id == self.own.id().0) {
+            return;
+        }
+        if !self.is_of_ours(&answer.fleet_id) {
+            if let Some(record) = record {
+                self.directory.forget(NodeId(record.node_id));
+                tracing::warn!(name = record.name, fleet_id = answer.fleet_id, "a node of another fleet is left alone");
+            }
+            return;
+        }
+        self.heard_of_ourselves(answer.caller_seen.as_ref());
+        remember(&self.directory, &mut answer);
     }
 
     /// Asks for admission, or for the change of our record. A sentence if something keeps us out.
@@ -163,7 +170,7 @@ impl Fleet {
             None => None,
         };
         let nodes = self.directory.nodes();
-        let mut candidates: Vec<NodeId> = ask.into_iter().chain(nodes.others().map(crate::discovery::NodeEntry::id)).collect();
+        let mut candidates: Vec<NodeId> = ask.into_iter().chain(nodes.others().map(NodeEntry::id)).collect();
         candidates.dedup();
         let mut asked = BTreeSet::new();
         let mut problem = None;

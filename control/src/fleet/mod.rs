@@ -35,12 +35,15 @@ use crate::identity::PeerIdentity;
 use crate::peers::{ChannelUse, MESSAGE_SIZE_MAX, PeerChannels};
 use crate::presence::{FenceMonitor, OWNERS_MAX, OwnerLog, PresenceView};
 use crate::raft::Consensus;
-use crate::watch::micros;
+use crate::watch::{OpsBucket, micros};
 
 /// One question to a peer takes at most this.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// A proposal at the leader takes at most this, a quorum round trip included.
 pub(crate) const PROPOSE_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// A node that proposes faster than it may is slowed down by so much at most, then refused.
+const PROPOSAL_WAIT_MAX: Duration = Duration::from_secs(4);
 
 /// What this process says of itself.
 #[derive(Debug, Clone)]
@@ -56,8 +59,9 @@ impl Own {
         self.identity.node_id
     }
 
-    pub(crate) fn introduction(&self, clock: &WallClock) -> v1::Introduction {
+    pub(crate) fn introduction(&self, clock: &WallClock, fleet_id: String) -> v1::Introduction {
         v1::Introduction {
+            fleet_id,
             record: Some(self.record.clone()),
             epoch: self.epoch.0,
             boot_id: self.boot_id.0.to_vec().into(),
@@ -106,6 +110,8 @@ pub(crate) struct Fleet {
     forming: tokio::sync::Mutex<()>,
     /// Why joining does not get on, for operators.
     join_problem: Mutex<Option<String>>,
+    /// What each node may still propose.
+    proposal_rates: Mutex<BTreeMap<NodeId, OpsBucket>>,
     /// Locked until the last task has ended.
     _dir: DataDir,
 }
@@ -145,6 +151,7 @@ impl Fleet {
             fatal: watch::Sender::default(),
             forming: tokio::sync::Mutex::default(),
             join_problem: Mutex::default(),
+            proposal_rates: Mutex::default(),
             _dir: dir,
         }
     }
@@ -171,7 +178,7 @@ impl Fleet {
     }
 
     pub(crate) fn introduction(&self) -> v1::Introduction {
-        self.own.introduction(&self.clock.0)
+        self.own.introduction(&self.clock.0, self.fleet_id())
     }
 
     pub(crate) fn now_us(&self) -> u64 {
@@ -205,6 +212,20 @@ impl Fleet {
             *known = process;
         }
         before
+    }
+
+    /// How long a proposal of so many operations must wait, so that no node fills the log; `None`: longer than it is worth.
+    fn proposal_wait(&self, node: NodeId, ops: usize) -> Option<Duration> {
+        let now = tokio::time::Instant::now();
+        let mut rates = self.proposal_rates.lock();
+        let wait = rates.entry(node).or_insert_with(|| OpsBucket::new(now)).take(ops, now).unwrap_or_default();
+        (wait <= PROPOSAL_WAIT_MAX).then_some(wait)
+    }
+
+    /// Whether a peer that says it is of `fleet_id` may be dealt with; nodes that are in no fleet may.
+    pub(crate) fn is_of_ours(&self, fleet_id: &str) -> bool {
+        let ours = self.fleet_id();
+        ours.is_empty() || fleet_id.is_empty() || ours == fleet_id
     }
 
     /// The highest epoch seen of a node by any way; 0 if none.

@@ -18,7 +18,7 @@ use crate::raft::types::{Command, Reply};
 /// Operations are gathered for so long.
 const BATCH_WAIT: Duration = Duration::from_millis(10);
 /// Packed operations in one command; a reset may be longer.
-const BATCH_BYTES_MAX: usize = 64 << 10;
+pub(super) const BATCH_BYTES_MAX: usize = 64 << 10;
 /// Shortest and longest wait when no leader takes the batch; operations keep gathering meanwhile.
 const RETRY_MS: std::ops::Range<u64> = 100..500;
 /// Wait after a refusal that only an operator can end.

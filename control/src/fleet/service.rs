@@ -1,15 +1,19 @@
 //! Answers the fleet calls of peers. Each checks that the peer speaks for itself: its certificate's node is the one in the message.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use causeway_proto::id::NodeId;
+use causeway_proto::presence::PACKED_OP_LEN;
 use causeway_rpc::v1::fleet_server::{Fleet as FleetApi, FleetServer};
 use causeway_rpc::{convert, v1};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
+use super::proposer::BATCH_BYTES_MAX;
 use super::{Fleet, Incarnation};
 use crate::discovery::Directory;
 use crate::identity::PeerIdentity;
+use crate::metrics::{CallRefused, CallsRefused};
 use crate::peers::MESSAGE_SIZE_MAX;
 use crate::presence::Command as PresenceCommand;
 use crate::raft::NotDone;
@@ -23,11 +27,12 @@ const NAMED_NODES_MAX: usize = 256;
 #[derive(Debug, Clone)]
 pub(crate) struct FleetService {
     fleet: Arc<Fleet>,
+    refused: CallsRefused,
 }
 
 impl FleetService {
-    pub(crate) const fn new(fleet: Arc<Fleet>) -> Self {
-        Self { fleet }
+    pub(crate) const fn new(fleet: Arc<Fleet>, refused: CallsRefused) -> Self {
+        Self { fleet, refused }
     }
 
     pub(crate) fn into_server(self) -> FleetServer<Self> {
@@ -36,13 +41,19 @@ impl FleetService {
 
     /// Checks an introduction against the connection, takes note of it, and answers what was known of the caller before.
     fn meet(&self, peer: PeerIdentity, caller: Option<v1::Introduction>) -> Result<(v1::NodeRecord, Incarnation), Status> {
-        let caller = caller.ok_or_else(|| Status::invalid_argument("field caller: must be set"))?;
-        let process = Incarnation::from_message(caller.epoch, &caller.boot_id)?;
+        let malformed = |status| self.refused.count(CallRefused::Malformed, status);
+        let caller = caller.ok_or_else(|| malformed(Status::invalid_argument("field caller: must be set")))?;
+        let process = Incarnation::from_message(caller.epoch, &caller.boot_id).map_err(malformed)?;
+        if !self.fleet.is_of_ours(&caller.fleet_id) {
+            self.fleet.directory.forget(peer.node_id);
+            let status = Status::failed_precondition("this node belongs to another fleet: give each fleet a mesh key of its own");
+            return Err(self.refused.count(CallRefused::OtherFleet, status));
+        }
         let record = caller.record.unwrap_or_default();
         if record.node_id != peer.node_id.0 || record.public_key.as_ref() != peer.public_key.as_slice() {
-            return Err(Status::permission_denied("a node may introduce only itself"));
+            return Err(self.not_itself("a node may introduce only itself"));
         }
-        introduce(&self.fleet.directory, record.clone())?;
+        introduce(&self.fleet.directory, record.clone()).map_err(malformed)?;
         let before = if peer.node_id == self.fleet.own.id() {
             Incarnation { epoch: self.fleet.own.epoch, boot_id: self.fleet.own.boot_id }
         } else {
@@ -50,22 +61,62 @@ impl FleetService {
         };
         Ok((record, before))
     }
+
+    fn not_itself(&self, what: &'static str) -> Status {
+        self.refused.count(CallRefused::NotItself, Status::permission_denied(what))
+    }
+
+    fn identity_of<T>(&self, request: &Request<T>) -> Result<PeerIdentity, Status> {
+        let peer = request.extensions().get::<PeerIdentity>().copied();
+        peer.ok_or_else(|| {
+            self.refused.count(CallRefused::NoIdentity, Status::unauthenticated("the connection has no peer identity"))
+        })
+    }
+
+    /// Checks that a proposal is one that `peer` may make; answers how long it must wait.
+    fn admit_proposal(&self, peer: PeerIdentity, command: &PresenceCommand) -> Result<Duration, Status> {
+        if command.node() != peer.node_id {
+            return Err(self.not_itself("a node changes only its own claims"));
+        }
+        let (PresenceCommand::Apply { ops, .. } | PresenceCommand::Reset { ops, .. }) = command else {
+            let status = Status::permission_denied("only the leader fences and drops");
+            return Err(self.refused.count(CallRefused::NotAllowed, status));
+        };
+        if self.fleet.view.clock().too_far_ahead(ops, self.fleet.now_us()) {
+            let status = Status::invalid_argument("a claim is more than 1 h ahead of the leader's clock");
+            return Err(self.refused.count(CallRefused::TooFarAhead, status));
+        }
+        if !self.fleet.consensus.machine().read(|state| state.fleet.nodes.contains_key(&peer.node_id)) {
+            let status = Status::failed_precondition("the fleet has not admitted this node");
+            return Err(self.refused.count(CallRefused::NotAdmitted, status));
+        }
+        // A reset states at most what a node may hold; it costs no more than the burst.
+        let ops = ops.len().min(BATCH_BYTES_MAX / PACKED_OP_LEN);
+        self.fleet.proposal_wait(peer.node_id, ops).ok_or_else(|| {
+            let status = Status::resource_exhausted("this node proposes more operations than it may");
+            self.refused.count(CallRefused::TooFast, status)
+        })
+    }
 }
 
 fn introduce(directory: &Directory, record: v1::NodeRecord) -> Result<NodeId, Status> {
     directory.introduce(record, true).map_err(|reason| Status::invalid_argument(format!("field record: {reason}")))
 }
 
-fn identity_of<T>(request: &Request<T>) -> Result<PeerIdentity, Status> {
-    let peer = request.extensions().get::<PeerIdentity>();
-    peer.copied().ok_or_else(|| Status::unauthenticated("the connection has no peer identity"))
-}
-
 #[tonic::async_trait]
 impl FleetApi for FleetService {
     async fn describe(&self, request: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeResponse>, Status> {
-        let peer = identity_of(&request)?;
-        let (_, before) = self.meet(peer, request.into_inner().caller)?;
+        let peer = self.identity_of(&request)?;
+        let caller = request.into_inner().caller;
+        let before = match self.meet(peer, caller) {
+            Ok((_, before)) => before,
+            // Told the fleet, so that the caller leaves this node alone too; nothing else is said.
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                let (node, fleet_id) = (Some(self.fleet.introduction()), self.fleet.fleet_id());
+                return Ok(Response::new(v1::DescribeResponse { node, fleet_id, ..Default::default() }));
+            }
+            Err(status) => return Err(status),
+        };
         let nodes = self.fleet.directory.nodes();
         Ok(Response::new(v1::DescribeResponse {
             node: Some(self.fleet.introduction()),
@@ -78,7 +129,7 @@ impl FleetApi for FleetService {
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         use v1::join_response::Outcome;
-        let peer = identity_of(&request)?;
+        let peer = self.identity_of(&request)?;
         let (record, before) = self.meet(peer, request.into_inner().caller)?;
         let command = Command::new(v1::raft_command::Command::PutNode(v1::PutNode { record: Some(record) }));
         let outcome = match self.fleet.consensus.propose(command).await {
@@ -97,12 +148,13 @@ impl FleetApi for FleetService {
     }
 
     async fn heartbeat(&self, request: Request<v1::FleetHeartbeat>) -> Result<Response<v1::FleetHeartbeatReply>, Status> {
-        let peer = identity_of(&request)?;
+        let peer = self.identity_of(&request)?;
         let heartbeat = request.into_inner();
         if heartbeat.node_id != peer.node_id.0 {
-            return Err(Status::permission_denied("a node may send only its own heartbeat"));
+            return Err(self.not_itself("a node may send only its own heartbeat"));
         }
-        let process = Incarnation::from_message(heartbeat.epoch, &heartbeat.boot_id)?;
+        let process = Incarnation::from_message(heartbeat.epoch, &heartbeat.boot_id)
+            .map_err(|status| self.refused.count(CallRefused::Malformed, status))?;
         let before = self.fleet.saw(peer.node_id, process);
         let newest = process.epoch > before.epoch || process == before;
         if newest {
@@ -118,23 +170,12 @@ impl FleetApi for FleetService {
     }
 
     async fn propose(&self, request: Request<v1::ProposeRequest>) -> Result<Response<v1::ProposeResponse>, Status> {
-        let peer = identity_of(&request)?;
-        let command = PresenceCommand::decode(&request.into_inner().command)
-            .map_err(|error| Status::invalid_argument(format!("field command: {error}")))?;
-        if command.node() != peer.node_id {
-            return Err(Status::permission_denied("a node changes only its own claims"));
-        }
-        let (PresenceCommand::Apply { ops, .. } | PresenceCommand::Reset { ops, .. }) = &command else {
-            return Err(Status::permission_denied("only the leader fences and drops"));
-        };
-        if self.fleet.view.clock().too_far_ahead(ops, self.fleet.now_us()) {
-            let refused = "a claim is more than 1 h ahead of the leader's clock".to_owned();
-            return Ok(Response::new(v1::ProposeResponse { outcome: Some(v1::propose_response::Outcome::Refused(refused)) }));
-        }
-        if !self.fleet.consensus.machine().read(|state| state.fleet.nodes.contains_key(&peer.node_id)) {
-            let refused = "the fleet has not admitted this node".to_owned();
-            return Ok(Response::new(v1::ProposeResponse { outcome: Some(v1::propose_response::Outcome::Refused(refused)) }));
-        }
+        let peer = self.identity_of(&request)?;
+        let command = PresenceCommand::decode(&request.into_inner().command).map_err(|error| {
+            let status = Status::invalid_argument(format!("field command: {error}"));
+            self.refused.count(CallRefused::Malformed, status)
+        })?;
+        tokio::time::sleep(self.admit_proposal(peer, &command)?).await;
         let outcome = self.fleet.consensus.propose(Command::presence(&command)).await;
         Ok(Response::new(v1::ProposeResponse { outcome: Some(propose_outcome(outcome)?) }))
     }
@@ -143,7 +184,7 @@ impl FleetApi for FleetService {
         &self,
         request: Request<v1::ReadPresenceRequest>,
     ) -> Result<Response<v1::ReadPresenceResponse>, Status> {
-        identity_of(&request)?;
+        self.identity_of(&request)?;
         let key = convert::presence_key("key", &request.into_inner().key)?;
         self.fleet.consensus.ensure_linearizable().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let claims = self.fleet.consensus.machine().read(|state| state.table.claims(&key));
@@ -151,7 +192,7 @@ impl FleetApi for FleetService {
     }
 
     async fn form(&self, request: Request<v1::FormRequest>) -> Result<Response<v1::FormResponse>, Status> {
-        identity_of(&request)?;
+        self.identity_of(&request)?;
         self.fleet.form(request.into_inner()).await.map(Response::new)
     }
 }

@@ -227,8 +227,11 @@ fn mapped(node: &TestNode) -> Vec<String> {
 async fn a_fleet_forms_takes_claims_survives_its_leader_and_takes_it_back() {
     let mut fleet = TestFleet::new();
     let mut nodes = fleet.start_all(&[("a1", 1), ("a2", 1), ("b1", 2), ("c1", 3)]).await;
-    let formed = nodes[1].handles.admin.init_cluster(init(4)).await.unwrap();
-    assert!(!formed.already && formed.voters.len() == 3, "{formed:?}");
+    // Two operators at once, at different nodes: one fleet.
+    let (one, other) = tokio::join!(nodes[1].handles.admin.init_cluster(init(4)), nodes[3].handles.admin.init_cluster(init(4)));
+    let (formed, other) = (one.unwrap(), other.unwrap());
+    assert!(formed.fleet_id == other.fleet_id && formed.already != other.already, "{formed:?} {other:?}");
+    assert_eq!(if formed.already { &other } else { &formed }.voters.len(), 3);
     all_healthy(&nodes).await;
     for node in &nodes {
         assert_eq!(mapped(node), ["a1", "a2", "b1", "c1"]);
@@ -418,6 +421,65 @@ async fn what_makes_a_start_unsafe_is_refused_by_name() {
     };
     let error = fleet.try_start(no_region, None).await.err().expect("no region").to_string();
     assert!(error.contains("region"), "{error}");
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn two_fleets_of_one_mesh_key_keep_apart() {
+    let mut fleet = TestFleet::new();
+    let standalone =
+        |fleet: &TestFleet, name: &str, region, addr| Config { standalone: true, ..fleet.config(name, region, addr) };
+    let first = fleet.try_start(|addr| standalone(&fleet, "a1", 1, addr), None).await.unwrap();
+    fleet.seeds = vec![first.addr.to_string()];
+    let second = fleet.try_start(|addr| standalone(&fleet, "b1", 2, addr), None).await.unwrap();
+    for node in [&first, &second] {
+        eventually("a fleet of one each", async || node.cluster().healthy && node.cluster().nodes.len() == 1).await;
+    }
+    assert_ne!(first.handles.status.fleet_id(), second.handles.status.fleet_id());
+    [first, second].into_iter().for_each(|node| drop(node.kill()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_node_speaks_only_for_itself() {
+    use crate::metrics::CallRefused;
+    use causeway_proto::id::BootId;
+    use causeway_rpc::v1::raft_client::RaftClient;
+
+    let mut fleet = TestFleet::new();
+    let nodes = fleet.start_all(&[("a1", 1), ("b1", 2)]).await;
+    nodes[0].handles.admin.init_cluster(init(2)).await.unwrap();
+    all_healthy(&nodes).await;
+    let (a, b) = (&nodes[0], &nodes[1]);
+    let channel = b.handles.peers.channel(a.id(), crate::ChannelUse::Fleet).unwrap();
+    let mut fleet_api = super::fleet_client(channel.clone());
+    let command = |node, fence| {
+        let (epoch, boot_id) = (Epoch(1), BootId([1; 16]));
+        let command = if fence {
+            crate::presence::Command::Fence { node, epoch }
+        } else {
+            crate::presence::Command::Apply { node, epoch, boot_id, first_seq: 1, ops: Vec::new() }
+        };
+        v1::ProposeRequest { command: command.encode() }
+    };
+    let heartbeat = v1::FleetHeartbeat { node_id: a.id().0, epoch: 9, boot_id: vec![1; 16].into(), clock_us: 0 };
+    let introduction = Some(a.handles.status.fleet.introduction());
+    let vote = Some(v1::RaftBallot { term: 99, node_id: a.id().0, committed: false });
+    let ballot = v1::RaftVoteRequest { vote, ..Default::default() };
+    let denied = [
+        fleet_api.propose(command(a.id(), false)).await.err(),
+        fleet_api.propose(command(b.id(), true)).await.err(),
+        fleet_api.heartbeat(heartbeat).await.err(),
+        fleet_api.describe(v1::DescribeRequest { caller: introduction }).await.err(),
+        RaftClient::new(channel).vote(ballot).await.err(),
+    ];
+    for status in denied {
+        assert_eq!(status.expect("refused").code(), tonic::Code::PermissionDenied);
+    }
+    let refused = &a.handles.metrics.calls_refused;
+    assert_eq!((refused.counted(CallRefused::NotItself), refused.counted(CallRefused::NotAllowed)), (4, 1));
+    assert!(fleet_api.propose(v1::ProposeRequest { command: vec![0xff; 9].into() }).await.is_err());
+    assert_eq!(refused.counted(CallRefused::Malformed), 1);
+    assert!(a.cluster().healthy && a.handles.status.raft().term < 99);
     nodes.into_iter().for_each(|node| drop(node.kill()));
 }
 

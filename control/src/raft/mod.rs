@@ -25,6 +25,7 @@ pub use log::LogError;
 pub use snapshot::SnapshotError;
 
 use crate::config::RaftProfile;
+use crate::metrics::CallsRefused;
 use crate::peers::PeerChannels;
 use crate::presence::PresenceView;
 use log::DiskLog;
@@ -140,8 +141,8 @@ impl Consensus {
     }
 
     /// Answers peers' Raft calls.
-    pub(crate) fn service(&self, cancel: CancellationToken) -> RaftService {
-        RaftService::new(self.raft.clone(), self.snapshots.clone(), cancel)
+    pub(crate) fn service(&self, refused: CallsRefused, cancel: CancellationToken) -> RaftService {
+        RaftService::new(self.raft.clone(), self.snapshots.clone(), refused, cancel)
     }
 
     /// The replicated state.

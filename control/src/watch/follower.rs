@@ -368,18 +368,18 @@ impl Task<'_> {
 
 /// A token bucket of operations that may run into debt: a message is taken whole, and the wait after it pays.
 #[derive(Debug)]
-struct OpsBucket {
+pub(crate) struct OpsBucket {
     tokens: f64,
     at: Instant,
 }
 
 impl OpsBucket {
-    const fn new(now: Instant) -> Self {
+    pub(crate) const fn new(now: Instant) -> Self {
         Self { tokens: OPS_BURST, at: now }
     }
 
     /// How long to wait after these operations.
-    fn take(&mut self, ops: usize, now: Instant) -> Option<Duration> {
+    pub(crate) fn take(&mut self, ops: usize, now: Instant) -> Option<Duration> {
         let earned = now.duration_since(self.at).as_secs_f64() * OPS_PER_SECOND;
         self.tokens = (self.tokens + earned).min(OPS_BURST) - ops as f64;
         self.at = now;

@@ -11,6 +11,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use follower::OpsBucket;
 pub use follower::{ChannelSource, Follower};
 pub use metrics::{RefusedReason, WatchMetrics};
 pub use service::WatchService;

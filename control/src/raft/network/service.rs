@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::identity::PeerIdentity;
+use crate::metrics::{CallRefused, CallsRefused};
 use crate::peers::MESSAGE_SIZE_MAX;
 use crate::raft::Raft;
 use crate::raft::codec::{entry_from, log_id_from, log_id_to, stored_membership_from, vote_from, vote_to};
@@ -22,12 +23,13 @@ use crate::raft::types::{GROUP_ID, SnapshotMeta, TypeConfig, Vote};
 pub(crate) struct RaftService {
     raft: Raft,
     snapshots: SnapshotStore,
+    refused: CallsRefused,
     cancel: CancellationToken,
 }
 
 impl RaftService {
-    pub(crate) fn new(raft: Raft, snapshots: SnapshotStore, cancel: CancellationToken) -> Self {
-        Self { raft, snapshots, cancel }
+    pub(crate) const fn new(raft: Raft, snapshots: SnapshotStore, refused: CallsRefused, cancel: CancellationToken) -> Self {
+        Self { raft, snapshots, refused, cancel }
     }
 
     pub(crate) fn into_server(self) -> RaftServer<Self> {
@@ -35,31 +37,37 @@ impl RaftService {
     }
 }
 
-/// The peer of a call.
-pub(crate) fn peer_of<T>(request: &Request<T>) -> Result<NodeId, Status> {
-    let peer = request.extensions().get::<PeerIdentity>();
-    peer.map(|peer| peer.node_id).ok_or_else(|| Status::unauthenticated("the connection has no peer identity"))
+impl RaftService {
+    /// The peer of a call.
+    fn peer_of<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let peer = request.extensions().get::<PeerIdentity>().map(|peer| peer.node_id);
+        peer.ok_or_else(|| {
+            self.refused.count(CallRefused::NoIdentity, Status::unauthenticated("the connection has no peer identity"))
+        })
+    }
+
+    fn vote_request(&self, request: Request<v1::RaftVoteRequest>) -> Result<VoteRequest<TypeConfig>, Status> {
+        let peer = self.peer_of(&request)?;
+        let request = request.into_inner();
+        let vote = check(&self.refused, request.group_id, request.vote.as_ref(), peer)?;
+        let mut rpc = VoteRequest::new(vote, request.last_log_id.as_ref().map(log_id_from));
+        rpc.leadership_transfer = request.leadership_transfer;
+        Ok(rpc)
+    }
 }
 
 /// Checks group and sender: a node speaks in Raft only for itself.
-fn check(group_id: u32, vote: Option<&v1::RaftBallot>, peer: NodeId) -> Result<Vote, Status> {
+fn check(refused: &CallsRefused, group_id: u32, vote: Option<&v1::RaftBallot>, peer: NodeId) -> Result<Vote, Status> {
     if group_id != GROUP_ID {
-        return Err(Status::failed_precondition(format!("there is no raft group {group_id} here")));
+        let status = Status::failed_precondition(format!("there is no raft group {group_id} here"));
+        return Err(refused.count(CallRefused::Malformed, status));
     }
-    let vote = vote_from(vote)?;
+    let vote = vote_from(vote).map_err(|error| refused.count(CallRefused::Malformed, error.into()))?;
     if vote.leader_id.node_id != peer.0 {
-        return Err(Status::permission_denied("a node may send only its own vote"));
+        let status = Status::permission_denied("a node may send only its own vote");
+        return Err(refused.count(CallRefused::NotItself, status));
     }
     Ok(vote)
-}
-
-fn vote_request(request: Request<v1::RaftVoteRequest>) -> Result<VoteRequest<TypeConfig>, Status> {
-    let peer = peer_of(&request)?;
-    let request = request.into_inner();
-    let vote = check(request.group_id, request.vote.as_ref(), peer)?;
-    let mut rpc = VoteRequest::new(vote, request.last_log_id.as_ref().map(log_id_from));
-    rpc.leadership_transfer = request.leadership_transfer;
-    Ok(rpc)
 }
 
 fn vote_reply(reply: &openraft::raft::VoteResponse<TypeConfig>) -> Response<v1::RaftVoteReply> {
@@ -79,9 +87,10 @@ impl RaftApi for RaftService {
     type AppendStream = Pin<Box<dyn Stream<Item = Result<v1::RaftAppendReply, Status>> + Send>>;
 
     async fn append(&self, request: Request<Streaming<v1::RaftAppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
-        let peer = peer_of(&request)?;
+        let peer = self.peer_of(&request)?;
         // A malformed request ends the stream: what came before it is answered.
-        let requests = request.into_inner().scan((), move |(), message| append_request(message, peer));
+        let refused = self.refused.clone();
+        let requests = request.into_inner().scan((), move |(), message| append_request(&refused, message, peer));
         let replies = self.raft.stream_append(requests).map(|result| match result {
             Ok(result) => Ok(append_reply(result)),
             Err(fatal) => Err(stopped(fatal)),
@@ -91,11 +100,11 @@ impl RaftApi for RaftService {
     }
 
     async fn vote(&self, request: Request<v1::RaftVoteRequest>) -> Result<Response<v1::RaftVoteReply>, Status> {
-        Ok(vote_reply(&self.raft.vote(vote_request(request)?).await.map_err(stopped)?))
+        Ok(vote_reply(&self.raft.vote(self.vote_request(request)?).await.map_err(stopped)?))
     }
 
     async fn pre_vote(&self, request: Request<v1::RaftVoteRequest>) -> Result<Response<v1::RaftVoteReply>, Status> {
-        Ok(vote_reply(&self.raft.pre_vote(vote_request(request)?).await.map_err(stopped)?))
+        Ok(vote_reply(&self.raft.pre_vote(self.vote_request(request)?).await.map_err(stopped)?))
     }
 
     async fn install_snapshot(
@@ -103,12 +112,12 @@ impl RaftApi for RaftService {
         request: Request<Streaming<v1::RaftSnapshotPiece>>,
     ) -> Result<Response<v1::RaftSnapshotReply>, Status> {
         use v1::raft_snapshot_piece::Piece;
-        let peer = peer_of(&request)?;
+        let peer = self.peer_of(&request)?;
         let mut pieces = request.into_inner();
         let Some(v1::RaftSnapshotPiece { piece: Some(Piece::Header(header)) }) = pieces.message().await? else {
             return Err(Status::invalid_argument("a snapshot starts with its header"));
         };
-        let vote = check(header.group_id, header.vote.as_ref(), peer)?;
+        let vote = check(&self.refused, header.group_id, header.vote.as_ref(), peer)?;
         let last_membership = stored_membership_from(header.last_membership.unwrap_or_default())?;
         let meta = SnapshotMeta { last_log_id: header.last_log_id.as_ref().map(log_id_from), last_membership };
         let data = pieces.map(|piece| match piece?.piece {
@@ -126,9 +135,9 @@ impl RaftApi for RaftService {
         request: Request<v1::RaftTransferLeaderRequest>,
     ) -> Result<Response<v1::RaftTransferLeaderReply>, Status> {
         use v1::raft_transfer_leader_reply::Refused;
-        let peer = peer_of(&request)?;
+        let peer = self.peer_of(&request)?;
         let request = request.into_inner();
-        let vote = check(request.group_id, request.from_leader.as_ref(), peer)?;
+        let vote = check(&self.refused, request.group_id, request.from_leader.as_ref(), peer)?;
         let last_log_id = request.last_log_id.as_ref().map(log_id_from);
         let rpc = TransferLeaderRequest::new(vote, request.to_node_id, last_log_id);
         let refused = match self.raft.handle_transfer_leader(rpc).await.map_err(stopped)? {
@@ -147,12 +156,13 @@ impl RaftApi for RaftService {
 }
 
 fn append_request(
+    refused: &CallsRefused,
     message: Result<v1::RaftAppendRequest, Status>,
     peer: NodeId,
-) -> impl Future<Output = Option<AppendEntriesRequest<TypeConfig>>> {
+) -> std::future::Ready<Option<AppendEntriesRequest<TypeConfig>>> {
     let decode = |message: Result<v1::RaftAppendRequest, Status>| {
         let message = message?;
-        let vote = check(message.group_id, message.vote.as_ref(), peer)?;
+        let vote = check(refused, message.group_id, message.vote.as_ref(), peer)?;
         let entries = message.entries.into_iter().map(entry_from).collect::<Result<Vec<_>, _>>()?;
         Ok::<_, Status>(AppendEntriesRequest {
             vote,
