@@ -13,6 +13,7 @@ use causeway_proto::key::NodePublic;
 use causeway_rpc::v1;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio_rustls::TlsAcceptor;
+use tonic::service::LayerExt;
 
 use crate::admission::Open;
 use crate::clients::{self, Registry, RegistryParts};
@@ -44,6 +45,7 @@ use crate::router::explain::RoutingService;
 use crate::router::metrics::PacketBooks;
 use crate::router::{Router, RouterParts};
 use crate::telemetry::exporter::{Exporter, registry};
+use crate::telemetry::grpc::TraceLayer;
 use crate::telemetry::traces::{Traces, sample};
 use crate::telemetry::{logs, process};
 use listeners::Listeners;
@@ -188,7 +190,7 @@ async fn start(
     });
     let mesh_door = MeshDoor::open(MeshDoorParts {
         tls: Arc::clone(&control.mesh_tls),
-        routes: control.routes.clone().add_service(RoutingService::server(Arc::clone(&packets.router))),
+        routes: control.routes.clone().add_service(TraceLayer.named_layer(RoutingService::server(Arc::clone(&packets.router)))),
         take_link: {
             let acceptor = packets.acceptor.clone();
             Arc::new(move |stream, peer| acceptor.accept(stream, peer.node_id))
