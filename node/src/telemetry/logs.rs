@@ -20,8 +20,8 @@ pub enum LogsError {
     Taken(#[from] TryInitError),
 }
 
-/// Libraries whose INFO is only for their own authors. The configured filter comes after and may say otherwise.
-const QUIETER: &str = "openraft=warn,chunked_wal=warn,raft_log=warn";
+/// Libraries whose lines are only for their own authors: what matters of Raft, the control plane says itself. The configured filter comes after and may say otherwise.
+const QUIETER: &str = "openraft=error,chunked_wal=warn,raft_log=warn";
 
 /// Makes this process log, and trace if `traces` is given.
 ///

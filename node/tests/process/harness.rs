@@ -77,8 +77,10 @@ impl Home {
         let mut child = command.spawn().unwrap();
         let ready = async {
             loop {
-                if let Ok(text) = fs::read_to_string(&ready_file) {
-                    return serde_json::from_str::<Ready>(&text).unwrap();
+                // An earlier process that was killed may have left its own.
+                let ready = fs::read_to_string(&ready_file).ok().map(|text| serde_json::from_str::<Ready>(&text).unwrap());
+                if let Some(ready) = ready.filter(|ready| Some(ready.pid) == child.id()) {
+                    return ready;
                 }
                 if let Some(status) = child.try_wait().unwrap() {
                     panic!("ended early ({status}):\n{}", fs::read_to_string(&log).unwrap());
