@@ -21,7 +21,7 @@ use crate::reference;
 use crate::reference::Truth;
 
 const KEYS: u8 = 12;
-const STEPS: usize = 600;
+const STEPS: usize = 450;
 
 /// What a run went through; a run without its faults proves nothing.
 #[derive(Debug, Default, Clone, Copy)]
