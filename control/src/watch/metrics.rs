@@ -1,13 +1,13 @@
 //! What the watch counts.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 /// Why a stream or a message of it was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RefusedReason {
     /// The caller proved no node identity.
@@ -30,6 +30,24 @@ pub enum RefusedReason {
     TooMany,
     /// The node is evicted.
     Evicted,
+}
+
+impl EncodeLabelValue for RefusedReason {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        let name = match self {
+            Self::NoIdentity => "no_identity",
+            Self::WrongFollower => "wrong_follower",
+            Self::WrongNode => "wrong_node",
+            Self::Malformed => "malformed",
+            Self::TooFarAhead => "too_far_ahead",
+            Self::LowerEpoch => "lower_epoch",
+            Self::OtherBootId => "other_boot_id",
+            Self::Gap => "gap",
+            Self::TooMany => "too_many",
+            Self::Evicted => "evicted",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

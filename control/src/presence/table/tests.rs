@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::snapshot::{OWNER_LEN, RECORD_LEN};
 use super::*;
 
 const X: NodeId = NodeId(1);

@@ -2,8 +2,13 @@
 
 use proptest::prelude::*;
 
+use std::collections::BTreeMap;
+
+use causeway_proto::presence::{ClaimKind, Op};
+
+use super::write::HEARS_MAX;
 use super::*;
-use crate::presence::{Command, Table};
+use crate::presence::{CLAIMS_PER_OWNER_MAX, Command, OWNERS_MAX, OwnerLog, Table};
 
 const OWN: NodeId = NodeId(1);
 const X: NodeId = NodeId(2);
