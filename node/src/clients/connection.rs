@@ -47,6 +47,7 @@ pub struct ClientConnection {
     pub(super) shares_key: AtomicBool,
     pub(super) is_active: AtomicBool,
     pub(super) preferred: AtomicBool,
+    pub(super) overflowed: AtomicBool,
 }
 
 impl PartialEq for ClientConnection {
@@ -80,12 +81,23 @@ impl ClientConnection {
         &self.cancel
     }
 
+    /// Whether it was closed because its control lane was full.
+    #[must_use]
+    pub fn has_overflowed(&self) -> bool {
+        self.overflowed.load(Ordering::Relaxed)
+    }
+
     /// Queues a control frame; if its lane is full the connection ends.
     ///
     /// # Errors
     /// [`ControlRefused`].
     pub fn send(&self, frame: Frame) -> Result<(), ControlRefused> {
-        self.outbox.push_control(frame).inspect_err(|ControlRefused| self.cancel.cancel())
+        self.outbox.push_control(frame).inspect_err(|refused| {
+            if *refused == ControlRefused::Full {
+                self.overflowed.store(true, Ordering::Relaxed);
+            }
+            self.cancel.cancel();
+        })
     }
 
     /// Challenges the connection because another claim of its key was seen: a suspect one is probed.

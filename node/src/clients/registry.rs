@@ -265,6 +265,7 @@ impl Registry {
             shares_key: AtomicBool::new(false),
             is_active: AtomicBool::new(false),
             preferred: AtomicBool::new(false),
+            overflowed: AtomicBool::new(false),
         }
     }
 

@@ -116,10 +116,16 @@ impl Default for PumpShared {
     }
 }
 
-/// The control lane was full: the connection is being closed.
+/// Why a control frame was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the control lane is full or the connection is closed")]
-pub struct ControlRefused;
+pub enum ControlRefused {
+    /// The lane is full, which closed the connection.
+    #[error("the control lane is full")]
+    Full,
+    /// The connection was closed before.
+    #[error("the connection is closed")]
+    Closed,
+}
 
 struct Lanes<C> {
     control: VecDeque<C>,
@@ -208,15 +214,15 @@ impl<C> Outbox<C> {
     /// Queues a control frame.
     ///
     /// # Errors
-    /// [`ControlRefused`] if the lane is full, which closes the connection, or it is closed.
+    /// [`ControlRefused`]; a full lane closes the connection.
     pub fn push_control(&self, frame: C) -> Result<(), ControlRefused> {
         let mut lanes = self.lanes.lock();
         if lanes.closed {
-            return Err(ControlRefused);
+            return Err(ControlRefused::Closed);
         }
         if lanes.control.len() >= lanes.control_max {
             self.close_locked(&mut lanes);
-            return Err(ControlRefused);
+            return Err(ControlRefused::Full);
         }
         lanes.control.push_back(frame);
         self.wake(&mut lanes);

@@ -203,3 +203,21 @@ fn a_keys_rate_is_shared_by_its_connections() {
     assert!(!other.may_send(60, now) && other.may_send(40, now));
     assert!(register(&registry, facts(2)).may_send(100, now));
 }
+
+#[test]
+fn a_watcher_that_falls_too_far_behind_is_closed_and_others_are_not() {
+    let (registry, _) = registry();
+    let watcher = |n| register(&registry, ClientFacts { is_mesh_peer: true, ..facts(n) });
+    let (slow, reading) = (watcher(1), watcher(2));
+    registry.watch(slow.connection()).unwrap();
+    registry.watch(reading.connection()).unwrap();
+    let mut changes = 0;
+    while !slow.connection().cancel.is_cancelled() {
+        drop(register(&registry, facts(3)));
+        changes += 2;
+        control(reading.connection());
+        assert!(changes <= 200_000, "bounded");
+    }
+    assert!(changes > 100_000, "a full node's flood fits");
+    assert!(slow.connection().has_overflowed() && !reading.connection().cancel.is_cancelled());
+}

@@ -113,6 +113,7 @@ where
         ReaderEnd::Eof { clean: false } => "eof_in_frame",
         ReaderEnd::Io(_) => "read_error",
         ReaderEnd::Refused(violation) => violation.reason(),
+        ReaderEnd::Cancelled if connection.has_overflowed() => "control_lane",
         ReaderEnd::Cancelled => "closed",
     };
     server.metrics.ended(reason);

@@ -79,7 +79,8 @@ fn a_full_control_lane_closes_and_closing_accounts_for_what_waits() {
     let (outbox, shared) = outbox(LaneLimits { control: 2, ..LaneLimits::CLIENT });
     assert_eq!(push(&outbox, &shared, packet(Class::Data, 1, 10)), Verdict::Queued);
     assert_eq!((outbox.push_control(1), outbox.push_control(2)), (Ok(()), Ok(())));
-    assert_eq!(outbox.push_control(3), Err(ControlRefused));
+    assert_eq!(outbox.push_control(3), Err(ControlRefused::Full));
+    assert_eq!(outbox.push_control(4), Err(ControlRefused::Closed));
     assert!(outbox.is_closed());
     assert!(!outbox.pop(&mut Batch::default(), 1));
     let late = packet(Class::Data, 2, 10);
