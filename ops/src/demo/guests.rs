@@ -37,8 +37,16 @@ pub struct Guest {
     pub key: NodePublic,
     handle: ClientHandle,
     arrivals: mpsc::Receiver<Arrival>,
+    place: watch::Receiver<Place>,
+}
+
+/// Where a client is.
+#[derive(Debug, Default)]
+struct Place {
     /// DERP key of the node it is connected to.
-    node: watch::Receiver<Option<NodePublic>>,
+    node: Option<NodePublic>,
+    /// Why the last attempt to connect failed.
+    failure: String,
 }
 
 /// All clients, one per region; they end when this is dropped.
@@ -87,15 +95,15 @@ impl Guest {
         let client = builder.start(tasks, cancel)?;
         let handle = client.handle().clone();
         let (arrived, arrivals) = mpsc::channel(ARRIVALS_MAX);
-        let (at, node) = watch::channel(None);
+        let (at, place) = watch::channel(Place::default());
         tasks.spawn(follow(client, arrived, at));
-        Ok(Self { region: region.to_owned(), key, handle, arrivals, node })
+        Ok(Self { region: region.to_owned(), key, handle, arrivals, place })
     }
 
     /// DERP key of the node the client is connected to.
     #[must_use]
     pub fn node(&self) -> Option<NodePublic> {
-        *self.node.borrow()
+        self.place.borrow().node
     }
 
     /// Waits until the client is connected to a node that is not `before`; returns the node's DERP key.
@@ -103,11 +111,12 @@ impl Guest {
     /// # Errors
     /// If that takes too long.
     pub async fn connected_elsewhere(&mut self, before: Option<NodePublic>) -> anyhow::Result<NodePublic> {
-        let elsewhere = self.node.wait_for(|node| node.is_some() && *node != before);
-        match timeout(CONNECT_WAIT, elsewhere).await {
-            Ok(Ok(node)) => (*node).context("the client has no node"),
-            _ => bail!("the client of region {} is not connected after {} s", self.region, CONNECT_WAIT.as_secs()),
+        let elsewhere = self.place.wait_for(|place| place.node.is_some() && place.node != before);
+        if let Ok(Ok(place)) = timeout(CONNECT_WAIT, elsewhere).await {
+            return place.node.context("the client has no node");
         }
+        let (wait, failure) = (CONNECT_WAIT.as_secs(), &self.place.borrow().failure);
+        bail!("the client of region {} is not connected after {wait} s: {failure}", self.region)
     }
 
     /// Sends one packet to `dst` and waits for it there; returns how long it took, or `None` if it was lost.
@@ -131,11 +140,12 @@ impl Guest {
 }
 
 /// Takes all events of a client until it ends.
-async fn follow(mut client: Client, arrived: mpsc::Sender<Arrival>, at: watch::Sender<Option<NodePublic>>) {
+async fn follow(mut client: Client, arrived: mpsc::Sender<Arrival>, at: watch::Sender<Place>) {
     while let Some(event) = client.recv().await {
         match event {
-            ClientEvent::Connected { info, .. } => drop(at.send_replace(Some(info.server_key))),
-            ClientEvent::Disconnected { .. } => drop(at.send_replace(None)),
+            ClientEvent::Connected { info, .. } => at.send_modify(|place| place.node = Some(info.server_key)),
+            ClientEvent::Disconnected { .. } => at.send_modify(|place| place.node = None),
+            ClientEvent::ConnectFailed { error, .. } => at.send_modify(|place| place.failure = error.to_string()),
             ClientEvent::Received { event: Event::Packet { src, payload }, .. } => {
                 if let Ok(number) = <[u8; 8]>::try_from(&payload[..]) {
                     let arrival = Arrival { src, number: u64::from_be_bytes(number), at: Instant::now() };
