@@ -8,7 +8,7 @@ locals {
   ordered = {
     for code in keys(var.regions) : code => [
       for key in sort([for name, machine in var.machines : format("%03d/%s", machine.ordinal, name) if machine.region == code]) :
-      var.machines[split("/", key)[1]]
+      merge(var.machines[split("/", key)[1]], { name = split("/", key)[1] })
     ]
   }
 
@@ -24,7 +24,7 @@ locals {
           Nodes = [
             for machine in local.ordered[code] : {
               for field, value in {
-                Name      = format("%d%s", region.derp_region_id, substr("abcdefghijklmnopqrstuvwxyz", machine.ordinal - 1, 1))
+                Name      = machine.name
                 RegionID  = region.derp_region_id
                 HostName  = machine.fqdn
                 IPv4      = machine.public_ipv4

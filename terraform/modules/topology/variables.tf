@@ -72,8 +72,8 @@ variable "regions" {
   }
 
   validation {
-    condition     = alltrue([for region in var.regions : region.nodes == floor(region.nodes) && region.nodes >= 1 && region.nodes <= 26])
-    error_message = "regions: nodes is a whole number from 1 to 26 (the DERP map gives each node of a region a letter)."
+    condition     = alltrue([for region in var.regions : region.nodes == floor(region.nodes) && region.nodes >= 1 && region.nodes <= 64])
+    error_message = "regions: nodes is a whole number from 1 to 64."
   }
 
   validation {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use causeway_proto::derp::frame::PeerGoneReason;
 use causeway_proto::key::NodePrivate;
-use causeway_tests_integration::client::TestClient;
+use causeway_tests_integration::client::{TestClient, exchange_in_order};
 use causeway_tests_integration::cluster::Cluster;
 use causeway_tests_integration::logs::Expected;
 use causeway_tests_integration::metrics::http_status;
@@ -29,12 +29,7 @@ async fn two_clients_of_one_node_talk() -> anyhow::Result<()> {
     assert!(alice.ping().await? < Duration::from_secs(5));
 
     // Order is kept within a pair.
-    for number in 0_u32..500 {
-        alice.send(bob.key(), &number.to_be_bytes()).await?;
-    }
-    for number in 0_u32..500 {
-        bob.expect(alice.key(), &number.to_be_bytes()).await?;
-    }
+    exchange_in_order(&mut alice, &mut bob, 500).await?;
 
     let bob_key = bob.key();
     bob.close().await;

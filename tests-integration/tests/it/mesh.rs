@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use causeway_tests_integration::client::{SETTLE, TestClient, exchange_all};
+use causeway_tests_integration::client::{SETTLE, TestClient, exchange_all, exchange_in_order};
 use causeway_tests_integration::cluster::{Cluster, wait_for};
 use causeway_tests_integration::logs::Expected;
 use causeway_tests_integration::proxy::MeshProxies;
@@ -48,14 +48,8 @@ async fn traffic_of_a_cut_link_passes_a_third_node_in_order() -> anyhow::Result<
     })
     .await?;
     while bob.packet_within(Duration::from_millis(500)).await?.is_some() {}
-    for number in 0_u32..200 {
-        alice.send(bob.key(), &number.to_be_bytes()).await?;
-        bob.send(alice.key(), &number.to_be_bytes()).await?;
-    }
-    for number in 0_u32..200 {
-        bob.expect(alice.key(), &number.to_be_bytes()).await?;
-        alice.expect(bob.key(), &number.to_be_bytes()).await?;
-    }
+    exchange_in_order(&mut alice, &mut bob, 200).await?;
+    exchange_in_order(&mut bob, &mut alice, 200).await?;
     let trace = cluster.causeway_json("a-1", &["trace", &alice.key().to_text(), &bob.key().to_text()]).await?;
     assert!(trace.to_string().contains("c-1"), "the trace names the node on the way: {trace}");
 

@@ -20,14 +20,14 @@ run "the_map_has_the_field_names_and_types_of_derp" {
         "901" = {
           RegionID = 901, RegionCode = "fra", RegionName = "Frankfurt", Latitude = 50.1, Longitude = 8.7
           Nodes = [
-            { Name = "901a", RegionID = 901, HostName = "fra-1.relay.example.net", IPv4 = "192.0.2.1", DERPPort = 10443, STUNPort = 13478, CanPort80 = true },
-            { Name = "901b", RegionID = 901, HostName = "fra-2.relay.example.net", IPv6 = "2001:db8::2", DERPPort = 10443, STUNPort = 13478, CanPort80 = true },
+            { Name = "fra-1", RegionID = 901, HostName = "fra-1.relay.example.net", IPv4 = "192.0.2.1", DERPPort = 10443, STUNPort = 13478, CanPort80 = true },
+            { Name = "fra-2", RegionID = 901, HostName = "fra-2.relay.example.net", IPv6 = "2001:db8::2", DERPPort = 10443, STUNPort = 13478, CanPort80 = true },
           ]
         }
         "903" = {
           RegionID = 903, RegionCode = "syd", RegionName = "Sydney"
           Nodes = [
-            { Name = "903a", RegionID = 903, HostName = "syd-1.relay.example.net", IPv4 = "192.0.2.3", IPv6 = "2001:db8::3", DERPPort = 10443, STUNPort = 13478, CanPort80 = true },
+            { Name = "syd-1", RegionID = 903, HostName = "syd-1.relay.example.net", IPv4 = "192.0.2.3", IPv6 = "2001:db8::3", DERPPort = 10443, STUNPort = 13478, CanPort80 = true },
           ]
         }
       }
@@ -78,7 +78,7 @@ run "the_tenth_node_follows_the_ninth_and_a_region_without_machines_is_left_out"
   }
 
   assert {
-    condition     = jsonencode([for node in jsondecode(output.derp_map_json).Regions["901"].Nodes : node.Name]) == jsonencode(["901a", "901b", "901c", "901d", "901e", "901f", "901g", "901h", "901i", "901j"])
+    condition     = jsonencode([for node in jsondecode(output.derp_map_json).Regions["901"].Nodes : node.Name]) == jsonencode([for ordinal in range(1, 11) : "fra-${ordinal}"])
     error_message = "wrong order: ${output.derp_map_json}"
   }
   assert {

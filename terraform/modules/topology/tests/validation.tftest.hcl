@@ -141,11 +141,11 @@ run "a_region_has_a_node" {
   expect_failures = [var.regions]
 }
 
-run "a_region_has_at_most_26_nodes" {
+run "a_region_has_at_most_64_nodes" {
   command = plan
 
   variables {
-    regions = { fra = { derp_region_id = 901, title = "F", target = "local", nodes = 27, voters = 1 } }
+    regions = { fra = { derp_region_id = 901, title = "F", target = "local", nodes = 65, voters = 1 } }
   }
 
   expect_failures = [var.regions]
