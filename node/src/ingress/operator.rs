@@ -485,3 +485,63 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+    use rcgen::{CertificateParams, DnType, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn every_method_has_a_role_and_only_reads_are_for_viewers() {
+        let schema = FileDescriptorSet::decode(causeway_rpc::FILE_DESCRIPTOR_SET).unwrap();
+        let services = schema.file.iter().flat_map(|file| &file.service);
+        let operator = services.clone().find(|service| service.name() == "Operator").unwrap();
+        for method in &operator.method {
+            let role = role_needed(&format!("/causeway.v1.Operator/{}", method.name()));
+            let wanted = if method.name() == "InitCluster" { Role::Operator } else { Role::Viewer };
+            assert_eq!(role, Some(wanted), "{}", method.name());
+        }
+        for service in services.filter(|service| service.name() != "Operator") {
+            for method in &service.method {
+                assert_eq!(role_needed(&format!("/causeway.v1.{}/{}", service.name(), method.name())), None);
+            }
+        }
+        assert_eq!(role_needed("/causeway.v1.Operator/Unknown"), None);
+        assert_eq!(role_needed("nonsense"), None);
+    }
+
+    #[test]
+    fn a_role_is_exactly_one_known_organization() {
+        let role = |organizations: &[&str]| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, "operator");
+            for organization in organizations {
+                params.distinguished_name.push(DnType::OrganizationName, *organization);
+            }
+            role_in(params.self_signed(&KeyPair::generate().unwrap()).unwrap().der())
+        };
+        assert_eq!(role(&["viewer"]), Some(Role::Viewer));
+        assert_eq!(role(&["operator"]), Some(Role::Operator));
+        assert_eq!(role(&["Operator"]), None);
+        assert_eq!(role(&[]), None);
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_private_replaces_a_stale_one_and_never_a_live_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inner/operator.sock");
+        let socket = OperatorSocket::bind(&path).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        assert!(matches!(OperatorSocket::bind(&path), Err(SocketError::InUse(_))));
+        drop(socket);
+        // As a killed process leaves it.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        OperatorSocket::bind(&path).unwrap();
+    }
+}

@@ -21,7 +21,7 @@ pub enum LogsError {
 }
 
 /// Libraries whose lines are only for their own authors: what matters of Raft, the control plane says itself. The configured filter comes after and may say otherwise.
-const QUIETER: &str = "openraft=error,chunked_wal=warn,raft_log=warn";
+const QUIETER: &str = "openraft=off,chunked_wal=warn,raft_log=warn";
 
 /// Makes this process log, and trace if `traces` is given.
 ///

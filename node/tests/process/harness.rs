@@ -121,8 +121,9 @@ impl Node {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Ends it in order, and checks that it said nothing that it must not.
+    /// Ends it in order once it is ready, and checks that it said nothing that it must not.
     pub(crate) async fn stop(mut self) {
+        self.until_ready().await;
         self.signal(rustix::process::Signal::TERM);
         let status = self.ended().await;
         let log = self.log();
@@ -133,10 +134,23 @@ impl Node {
         assert!(!self.ready_file.exists(), "the ready file goes with its node");
     }
 
+    fn metrics_address(&self) -> &str {
+        self.ready.metrics.strip_prefix("http://").and_then(|url| url.strip_suffix("/metrics")).unwrap()
+    }
+
     /// The metrics as text.
     pub(crate) async fn metrics(&self) -> String {
-        let address = self.ready.metrics.strip_prefix("http://").and_then(|url| url.strip_suffix("/metrics")).unwrap();
-        get(address, "/metrics").await
+        get(self.metrics_address(), "/metrics").await
+    }
+
+    /// Waits until `/readyz` says yes.
+    pub(crate) async fn until_ready(&self) {
+        let ready = async {
+            while !get(self.metrics_address(), "/readyz").await.starts_with("HTTP/1.1 200 ") {
+                sleep(POLL).await;
+            }
+        };
+        timeout(DEADLINE, ready).await.expect("ready");
     }
 
     /// Sum of a metric over its labels; `name` with its suffix.

@@ -88,13 +88,7 @@ async fn the_other_doors_answer() {
     let map = timeout(DEADLINE, map).await.expect("a map with this node");
     let port = node.ready.derp.rsplit(':').next().unwrap();
     assert!(map.contains(&format!("\"DERPPort\":{port}")) && map.contains("\"RegionID\":901"), "{map}");
-    let metrics = node.ready.metrics.strip_prefix("http://").and_then(|url| url.strip_suffix("/metrics")).unwrap();
-    let ready = async {
-        while !get(metrics, "/readyz").await.starts_with("HTTP/1.1 200 ") {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(DEADLINE, ready).await.expect("ready");
+    node.until_ready().await;
 
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(&binding_request(&[3; 12]), &node.ready.stun).await.unwrap();
