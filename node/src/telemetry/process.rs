@@ -72,9 +72,7 @@ mod tests {
             line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
         };
         assert!(
-            value("causeway_process_resident_memory_bytes") > 1e6
-                && value("causeway_process_open_fds") > 2.0
-                && value("causeway_process_threads") >= 1.0
+            value("process_resident_memory_bytes") > 1e6 && value("process_open_fds") > 2.0 && value("process_threads") >= 1.0
         );
         assert!(text.contains("causeway_process_panics_total 0"), "{text}");
         assert!(text.ends_with("# EOF\n"));
