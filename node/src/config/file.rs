@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::validate::{ConfigError, Problem};
+use super::error::{ConfigError, Problem};
 
 /// The file as written, with defaults filled in.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

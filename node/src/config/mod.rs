@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod defaults;
+mod error;
 pub mod file;
 pub mod validate;
 
@@ -15,8 +16,8 @@ use std::time::Duration;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
 
+pub use error::{ConfigError, Problem};
 pub use file::{FileConfig, Limits, LogFormat, RaftProfile};
-pub use validate::{ConfigError, Problem};
 
 /// A valid configuration. Secrets are loaded and redacted in `Debug`.
 #[derive(Debug, Clone)]

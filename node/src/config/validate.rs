@@ -9,7 +9,9 @@ use std::str::FromStr;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
 
-use super::{Advertise, Cidr, Config, Derp, DerpMesh, FileConfig, Mesh, Operator, Otlp, Region, Stun, Tls, file};
+use super::{
+    Advertise, Cidr, Config, ConfigError, Derp, DerpMesh, FileConfig, Mesh, Operator, Otlp, Problem, Region, Stun, Tls, file,
+};
 
 /// Largest region id: numbers in the DERP map must survive JSON.
 const REGION_ID_MAX: u64 = (1 << 53) - 1;
@@ -22,52 +24,6 @@ const LIST_LEN_MAX: usize = 256;
 
 /// Largest key, certificate or seed file worth reading.
 const KEY_FILE_LEN_MAX: u64 = 4096;
-
-/// One field and what would be right.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// TOML path of the field, or the flag; empty if the whole file is meant.
-    pub field: String,
-    /// What is wrong and what would be right.
-    pub message: String,
-}
-
-impl Problem {
-    /// A problem with `field`.
-    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
-    }
-}
-
-/// The configuration is not valid: all problems found, with the file's name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    /// The configuration file.
-    pub file: PathBuf,
-    /// At least one.
-    pub problems: Vec<Problem>,
-}
-
-impl ConfigError {
-    pub(super) fn new(file: &Path, problems: Vec<Problem>) -> Self {
-        Self { file: file.to_owned(), problems }
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
-            let line = if index == 0 { "" } else { "\n" };
-            match problem.field.as_str() {
-                "" => write!(f, "{line}{}: {}", self.file.display(), problem.message)?,
-                field => write!(f, "{line}{}: {field}: {}", self.file.display(), problem.message)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 impl Config {
     /// Checks everything and loads the secrets. Reads files, creates and binds nothing.

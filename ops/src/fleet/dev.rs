@@ -305,7 +305,7 @@ fn describe(dir: &FleetDir, nodes: &[(NodeDir, NodeSpec)], derp_mesh_key_file: P
     let mut ready = Vec::new();
     for (node, spec) in nodes {
         if let Some(file) = NodeReady::read(&node.ready())? {
-            ready.push(FleetNode::new(file, node, &spec.region));
+            ready.push(FleetNode::new(file, node, &spec.region.code, spec.region.id));
         }
     }
     let first = ready.first().context("no node serves")?;
@@ -379,7 +379,7 @@ pub async fn start_again(fleet: &FleetDir, node: &NodeDir) -> anyhow::Result<Fle
         None => node::spawn(&state.causewayd, node, &spec, &fleet.leash())?,
     };
     let ready = node::await_ready(node, &process, SERVE_WAIT + STOP_GRACE).await?;
-    Ok(FleetNode::new(ready, node, &spec.region))
+    Ok(FleetNode::new(ready, node, &spec.region.code, spec.region.id))
 }
 
 #[cfg(test)]

@@ -225,7 +225,7 @@ pub fn describe(dir: &NodeDir) -> anyhow::Result<LocalNode> {
     let served = ready.is_some();
     let ready = ready.unwrap_or_else(|| NodeReady { name: spec.name.clone(), ..NodeReady::default() });
     let mesh = ready.mesh.clone();
-    let mut node = FleetNode::new(ready, dir, &spec.region);
+    let mut node = FleetNode::new(ready, dir, &spec.region.code, spec.region.id);
     // The pid is that of the process that runs now, not of the one that wrote the file.
     node.pid = process.as_ref().map_or(0, |process| process.pid);
     Ok(LocalNode { running: process.is_some() && served, supervised: supervisor(dir).is_some(), mesh, node })

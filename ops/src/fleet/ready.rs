@@ -122,11 +122,11 @@ pub struct FleetNode {
 impl FleetNode {
     /// Joins what a node says with where its files are.
     #[must_use]
-    pub fn new(ready: NodeReady, dir: &super::layout::NodeDir, region: &super::spec::RegionSpec) -> Self {
+    pub fn new(ready: NodeReady, dir: &super::layout::NodeDir, region: &str, region_id: u64) -> Self {
         Self {
             name: ready.name,
-            region: region.code.clone(),
-            region_id: region.id,
+            region: region.to_owned(),
+            region_id,
             pid: ready.pid,
             derp: ready.derp,
             plain_http: ready.plain_http,
@@ -152,14 +152,7 @@ mod tests {
     #[test]
     fn the_fleets_ready_file_has_exactly_the_documented_fields() {
         let fleet = super::super::layout::FleetDir::new(Path::new("/f")).expect("fleet");
-        let region = super::super::spec::RegionSpec {
-            id: 901,
-            code: "a".to_owned(),
-            name: String::new(),
-            latitude: None,
-            longitude: None,
-        };
-        let node = FleetNode::new(serde_json::from_str(NODE).expect("node"), &fleet.node("a-1").expect("name"), &region);
+        let node = FleetNode::new(serde_json::from_str(NODE).expect("node"), &fleet.node("a-1").expect("name"), "a", 901);
         let ready = FleetReady {
             version: VERSION,
             derpmap_url: "https://127.0.0.1:1/derpmap".to_owned(),
