@@ -30,6 +30,16 @@ pub enum StartError {
         /// `ahead of` or `behind`.
         direction: &'static str,
     },
+    /// Every seed that answers has another mesh key.
+    #[error(
+        "mesh_key_file: wrong mesh key, every seed that answers has another (fingerprint of ours: {ours}, of theirs: {theirs}); put the fleet's mesh key into this file, or correct `discovery` if the seeds are another fleet's nodes"
+    )]
+    WrongMeshKey {
+        /// Fingerprint of our mesh key.
+        ours: String,
+        /// Fingerprint of theirs, or why it is not known.
+        theirs: String,
+    },
     /// A setting cannot be used.
     #[error("{field}: {expected}")]
     Config {

@@ -101,6 +101,16 @@ impl PeerChannels {
         self.connect_lazily(addr.to_owned(), None)
     }
 
+    /// Whether a seed refuses this node's certificate although we take its own, as in a change of mesh keys begun at the wrong end.
+    pub(crate) async fn seed_refuses_us(&self, addr: &str) -> bool {
+        self.inner.tls.is_refused_at(addr).await
+    }
+
+    /// Fingerprint of the mesh key that this node mints its certificate from.
+    pub(crate) fn fingerprint(&self) -> String {
+        self.inner.tls.fingerprint().to_owned()
+    }
+
     fn connect_lazily(&self, addr: String, expected: Option<NodeId>) -> Channel {
         let tls = Arc::clone(&self.inner.tls);
         // The URI only fills HTTP/2's pseudo headers; the connector below dials `addr`.

@@ -1,6 +1,7 @@
 //! Meeting peers and joining the fleet: at start once, to learn of time and epoch; then for as long as the node runs.
 
 use std::collections::BTreeSet;
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::{CALL_TIMEOUT, Fleet, Incarnation, Own, fleet_client, within};
 use crate::config::WallClock;
 use crate::discovery::{Directory, Discovery, NodeEntry};
 use crate::error::StartError;
+use crate::identity::MeshTlsError;
 use crate::peers::{ChannelUse, PeerChannels};
 use crate::watch::micros;
 
@@ -58,10 +60,11 @@ fn remember(directory: &Directory, answer: &mut v1::DescribeResponse) {
     }
 }
 
-/// Asks the seeds once, before anything is served: whether this node's clock is right, and for the highest epoch they saw of it.
+/// Asks the seeds once, before anything is served: whether this node's clock and mesh key are right, and for the highest epoch they saw
+/// of it.
 ///
 /// # Errors
-/// [`StartError::ClockOff`].
+/// [`StartError::ClockOff`], [`StartError::WrongMeshKey`].
 pub(crate) async fn first_contact(
     seeds: BTreeSet<String>,
     own: &Own,
@@ -69,13 +72,23 @@ pub(crate) async fn first_contact(
     peers: &PeerChannels,
     directory: &Directory,
 ) -> Result<Option<Incarnation>, StartError> {
-    let asked = futures::stream::iter(seeds)
-        .map(|seed| introduce(peers.seed_channel(&seed), own.introduction(clock, String::new()), clock));
+    let asked = futures::stream::iter(seeds).map(async |seed| {
+        match introduce(peers.seed_channel(&seed), own.introduction(clock, String::new()), clock).await {
+            Ok(met) => Ok(met),
+            Err(status) => Err(wrong_mesh_key(peers, &seed, &status).await),
+        }
+    });
     let mut answers = asked.buffer_unordered(INTRODUCTIONS_MAX);
-    let (mut offsets, mut highest) = (Vec::new(), None);
+    let (mut offsets, mut highest, mut wrong_key) = (Vec::new(), None, None);
     let gather = async {
         while let Some(met) = answers.next().await {
-            let Ok(Met { mut answer, clock_offset_us }) = met else { continue };
+            let Met { mut answer, clock_offset_us } = match met {
+                Ok(met) => met,
+                Err(theirs) => {
+                    wrong_key = wrong_key.take().or(theirs);
+                    continue;
+                }
+            };
             offsets.push(clock_offset_us);
             let seen = answer.caller_seen.take().filter(|seen| seen.epoch > 0);
             if let Some(Ok(seen)) = seen.map(|seen| Incarnation::from_message(seen.epoch, &seen.boot_id)) {
@@ -85,9 +98,29 @@ pub(crate) async fn first_contact(
         }
     };
     // Peers that are starting too accept connections before they answer: do not wait for them.
-    drop(tokio::time::timeout(FIRST_CONTACT, gather).await);
+    let all_heard = tokio::time::timeout(FIRST_CONTACT, gather).await.is_ok();
+    match wrong_key {
+        // A silent seed may be a node of the right key that is starting too: then the stranger among the seeds stops nobody.
+        Some(theirs) if offsets.is_empty() && all_heard => {
+            return Err(StartError::WrongMeshKey { ours: peers.fingerprint(), theirs });
+        }
+        Some(_) => tracing::warn!("a seed has another mesh key than this node; it is left alone"),
+        None => {}
+    }
     check_clock(offsets)?;
     Ok(highest.map(|(epoch, boot_id)| Incarnation { epoch, boot_id }))
+}
+
+/// The other mesh key that a failed introduction to a seed was about, if it was: its fingerprint, or that ours was refused.
+async fn wrong_mesh_key(peers: &PeerChannels, seed: &str, status: &Status) -> Option<String> {
+    let told = std::iter::successors(status.source(), |error| (*error).source()).find_map(|error| match error.downcast_ref() {
+        Some(MeshTlsError::WrongMeshKey { theirs, .. }) => theirs.clone(),
+        _ => None,
+    });
+    match told {
+        None if peers.seed_refuses_us(seed).await => Some("not told, it refuses our certificate".to_owned()),
+        told => told,
+    }
 }
 
 fn check_clock(mut offsets: Vec<i64>) -> Result<(), StartError> {

@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::identity::FleetCa;
 use crate::raft::fleet_state::sample_record;
 use crate::{Alpn, Config, ControlPlane, Deps, Fatal, Handles, RaftProfile, Seeds, StartError, mesh_server};
 
@@ -421,7 +422,30 @@ async fn what_makes_a_start_unsafe_is_refused_by_name() {
     };
     let error = fleet.try_start(no_region, None).await.err().expect("no region").to_string();
     assert!(error.contains("region"), "{error}");
+    let strange_key = MeshKey::generate();
+    let stranger = |addr| Config { mesh_key: strange_key.clone(), ..fleet.config("d1", 4, addr) };
+    let error = fleet.try_start(stranger, None).await.err().expect("wrong mesh key").to_string();
+    let fingerprints = [&strange_key, &fleet.mesh_key].map(|key| FleetCa::derive(key).fingerprint().to_owned());
+    assert!(error.contains("mesh_key_file") && fingerprints.iter().all(|print| error.contains(print)), "{error}");
+    let knows_the_next = |addr| Config { mesh_key_next: Some(fleet.mesh_key.clone()), ..stranger(addr) };
+    let error = fleet.try_start(knows_the_next, None).await.err().expect("they refuse its key").to_string();
+    assert!(error.contains("mesh_key_file") && error.contains("refuses our certificate"), "{error}");
     nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn one_seed_of_another_mesh_key_stops_nobody() {
+    let mut strangers = TestFleet::new();
+    let stranger = strangers.start_all(&[("x1", 9)]).await;
+    let mut fleet = TestFleet::new();
+    let mut nodes = fleet.start_all(&[("a1", 1)]).await;
+    fleet.seeds.push(stranger[0].addr.to_string());
+    nodes.push(fleet.start("b1", 2).await);
+    // A seed that accepts and says nothing may be a node of ours that is starting.
+    let starting = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    fleet.seeds = vec![stranger[0].addr.to_string(), starting.local_addr().unwrap().to_string()];
+    nodes.push(fleet.start("c1", 3).await);
+    nodes.into_iter().chain(stranger).for_each(|node| drop(node.kill()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -18,6 +18,7 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
     SignatureScheme,
 };
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -132,6 +133,11 @@ impl MeshTls {
         self.key.identity()
     }
 
+    /// Fingerprint of the mesh key that this node mints its certificate from.
+    pub(crate) fn fingerprint(&self) -> &str {
+        self.trust.current.fingerprint()
+    }
+
     /// The fleet CA's certificate: what operators check this node's operator port against. Public.
     #[must_use]
     pub fn ca_certificate(&self) -> &CertificateDer<'static> {
@@ -205,6 +211,15 @@ impl MeshTls {
         }
     }
 
+    /// Whether whoever answers at `addr` refuses our certificate. Under TLS 1.3 that is heard only after the handshake, where gRPC loses it.
+    pub(crate) async fn is_refused_at(&self, addr: &str) -> bool {
+        let Ok((mut stream, _)) = self.connect(addr, None, Alpn::Grpc).await else { return false };
+        match within_deadline(stream.read_u8()).await {
+            Ok(Err(error)) => matches!(self.explain(error, &SeenIssuer::default()), MeshTlsError::WrongMeshKey { .. }),
+            _ => false,
+        }
+    }
+
     fn certificate(&self) -> CertificateDer<'static> {
         let now = SystemTime::now();
         let mut certificate = self.certificate.lock();
@@ -254,7 +269,7 @@ impl MeshTls {
     }
 
     fn explain(&self, error: io::Error, issuer: &SeenIssuer) -> MeshTlsError {
-        let ours = || self.trust.current.fingerprint().to_owned();
+        let ours = || self.fingerprint().to_owned();
         let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
             return MeshTlsError::Io(error);
         };
@@ -395,7 +410,7 @@ mod tests {
 
     use super::*;
     use causeway_proto::key::MeshKey;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     fn node(seed: u8, current: &MeshKey, next: Option<&MeshKey>) -> MeshTls {
