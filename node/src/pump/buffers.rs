@@ -3,12 +3,21 @@
 use std::cell::RefCell;
 
 use bytes::BytesMut;
+use causeway_proto::limits::LINK_BODY_LEN_MAX;
 
 /// Size of a fresh read chunk. Frames are sliced out of it without copying; what is left serves the next read on this thread.
 const CHUNK: usize = 64 * 1024;
 
 /// Least room to offer a read: the plaintext of one TLS record.
 pub(super) const READ_ROOM: usize = 16 * 1024;
+
+/// Most that one frame cut from a chunk may keep from being freed: the chunk for the greatest frame of a packet.
+pub(super) const CHUNK_MAX: usize = CHUNK + 2 * READ_ROOM;
+
+const _: () = assert!(
+    LINK_BODY_LEN_MAX + READ_ROOM + READ_ROOM / 2 <= CHUNK_MAX,
+    "the longest frame of a packet, all but a byte of it, and room"
+);
 
 /// Write buffers kept per thread, and the largest worth keeping: a full batch and one packet of the greatest size beyond it.
 const WRITE_BUFFERS: usize = 4;

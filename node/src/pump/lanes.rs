@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use causeway_proto::packet::{Class, Packet};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::wake;
+use super::{buffers, wake};
 use crate::forward::accounting::{Accounting, DeliveredTo};
 use crate::forward::{DropReason, PacketForwarder, Verdict};
 
@@ -38,9 +39,41 @@ impl LaneLimits {
 }
 
 /// What a queued packet costs beside its payload: the header and its place in the lane.
-const PACKET_OVERHEAD: usize = size_of::<Packet>();
+const PACKET_OVERHEAD: usize = size_of::<Waiting>();
 
-/// Memory of all lanes of a node together.
+/// Packets of one connection that may wait as slices of the chunk they were read into: about what one read brings. A writer that
+/// keeps up takes them from there; more than that wait for longer, and small ones are copied so that they do not hold whole chunks.
+const UNCOPIED_MAX: usize = 16;
+
+/// A packet in a lane.
+#[derive(Debug)]
+struct Waiting {
+    packet: Packet,
+    /// The payload is an allocation of its own, not a slice of a read chunk.
+    copied: bool,
+}
+
+impl Waiting {
+    /// Its share of the connection's own bound.
+    const fn cost(&self) -> usize {
+        cost_of(&self.packet)
+    }
+
+    /// The most memory it may keep from being freed.
+    fn held(&self) -> usize {
+        if self.copied { self.cost() } else { uncopied_cost(&self.packet) }
+    }
+}
+
+const fn cost_of(packet: &Packet) -> usize {
+    packet.payload.len() + PACKET_OVERHEAD
+}
+
+fn uncopied_cost(packet: &Packet) -> usize {
+    packet.payload.len().max(buffers::CHUNK_MAX) + PACKET_OVERHEAD
+}
+
+/// Memory of all lanes of a node together, and of what their writers are writing.
 #[derive(Debug)]
 pub struct MemoryBudget {
     used: AtomicUsize,
@@ -81,14 +114,28 @@ impl MemoryBudget {
     }
 
     fn take(&self, bytes: usize) -> bool {
-        if self.used.fetch_add(bytes, Ordering::Relaxed) + bytes > self.max {
+        self.take_up_to(self.max, bytes)
+    }
+
+    /// Room that is used for speed only: refused above half of the budget.
+    fn take_spare(&self, bytes: usize) -> bool {
+        self.take_up_to(self.max / 2, bytes)
+    }
+
+    fn take_up_to(&self, max: usize, bytes: usize) -> bool {
+        if self.used.fetch_add(bytes, Ordering::Relaxed) + bytes > max {
             self.give_back(bytes);
             return false;
         }
         true
     }
 
-    fn give_back(&self, bytes: usize) {
+    /// Counts what is allocated already, and cannot be refused any more.
+    pub(super) fn add(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -130,12 +177,53 @@ pub enum ControlRefused {
 struct Lanes<C> {
     control: VecDeque<C>,
     pong: Option<[u8; 8]>,
-    liveness: VecDeque<Packet>,
-    data: VecDeque<Packet>,
+    liveness: VecDeque<Waiting>,
+    data: VecDeque<Waiting>,
+    /// Cost of both packet lanes.
     bytes: usize,
+    /// Memory that their packets hold.
+    held: usize,
+    /// Packets in them that are slices of read chunks.
+    uncopied: usize,
     control_max: usize,
     writer_sleeps: bool,
     closed: bool,
+}
+
+impl<C> Lanes<C> {
+    const fn lane(&mut self, class: Class) -> &mut VecDeque<Waiting> {
+        match class {
+            Class::Liveness => &mut self.liveness,
+            Class::Data => &mut self.data,
+        }
+    }
+
+    fn push_back(&mut self, waiting: Waiting) {
+        self.bytes += waiting.cost();
+        self.held += waiting.held();
+        self.uncopied += usize::from(!waiting.copied);
+        self.lane(waiting.packet.class).push_back(waiting);
+    }
+
+    fn pop_front(&mut self, class: Class) -> Option<Waiting> {
+        let waiting = self.lane(class).pop_front()?;
+        self.bytes -= waiting.cost();
+        self.held -= waiting.held();
+        self.uncopied -= usize::from(!waiting.copied);
+        Some(waiting)
+    }
+
+    /// Moves packets from the head of a lane until `budget` is used up, but at least one; returns what they cost.
+    fn pop_lane(&mut self, class: Class, budget: usize, batch: &mut Batch<C>) -> usize {
+        let mut taken = 0;
+        while taken < budget {
+            let Some(waiting) = self.pop_front(class) else { break };
+            taken += waiting.cost();
+            batch.payload_bytes += waiting.packet.payload.len();
+            batch.packets.push(waiting.packet);
+        }
+        taken
+    }
 }
 
 /// The queues of one connection. `C` is its kind of control frame.
@@ -204,6 +292,8 @@ impl<C> Outbox<C> {
             liveness: VecDeque::new(),
             data: VecDeque::new(),
             bytes: 0,
+            held: 0,
+            uncopied: 0,
             control_max: limits.control,
             writer_sleeps: false,
             closed: false,
@@ -271,6 +361,10 @@ impl<C> Outbox<C> {
         self.to
     }
 
+    pub(crate) fn budget(&self) -> &MemoryBudget {
+        &self.shared.budget
+    }
+
     pub(crate) fn accounting(&self) -> &Accounting {
         &self.shared.accounting
     }
@@ -290,12 +384,12 @@ impl<C> Outbox<C> {
         batch.pong = lanes.pong.take();
         let control = lanes.control.len().min(BATCH_CONTROL);
         batch.control.extend(lanes.control.drain(..control));
-        let mut taken = 0;
+        let held = lanes.held;
         // Liveness goes first, but leaves a quarter to data that waits.
         let first_share = if lanes.data.is_empty() { max_bytes } else { max_bytes / 4 * 3 };
-        taken += pop_lane(&mut lanes.liveness, first_share, batch);
-        taken += pop_lane(&mut lanes.data, max_bytes.saturating_sub(taken), batch);
-        lanes.bytes -= taken;
+        let taken = lanes.pop_lane(Class::Liveness, first_share, batch);
+        lanes.pop_lane(Class::Data, max_bytes.saturating_sub(taken), batch);
+        let freed = held - lanes.held;
         lanes.writer_sleeps = batch.is_empty();
         if lanes.writer_sleeps {
             lanes.control.shrink_to(IDLE_CAPACITY);
@@ -303,8 +397,8 @@ impl<C> Outbox<C> {
             lanes.data.shrink_to(0);
         }
         drop(guard);
-        if taken > 0 {
-            self.shared.budget.give_back(taken);
+        if freed > 0 {
+            self.shared.budget.give_back(freed);
         }
         true
     }
@@ -321,7 +415,8 @@ impl<C> Outbox<C> {
         }
         let waiting = lanes.liveness.len() + lanes.data.len();
         self.shared.accounting.dropped_from_queue(DropReason::GoneDisconnected, waiting as u64);
-        self.shared.budget.give_back(std::mem::take(&mut lanes.bytes));
+        self.shared.budget.give_back(std::mem::take(&mut lanes.held));
+        (lanes.bytes, lanes.uncopied) = (0, 0);
         lanes.control = VecDeque::new();
         lanes.liveness = VecDeque::new();
         lanes.data = VecDeque::new();
@@ -342,19 +437,32 @@ impl<C> Outbox<C> {
             }
             // A full lane drops its own oldest; full memory takes the oldest data, which is worth least.
             let own_is_full = len >= max;
-            let victim = match class {
-                Class::Liveness if own_is_full || lanes.data.is_empty() => lanes.liveness.pop_front(),
-                Class::Liveness | Class::Data => lanes.data.pop_front(),
-            };
-            let Some(victim) = victim else { break false };
-            lanes.bytes -= cost_of(&victim);
-            self.shared.budget.give_back(cost_of(&victim));
+            let from =
+                if class == Class::Liveness && (own_is_full || lanes.data.is_empty()) { Class::Liveness } else { Class::Data };
+            let Some(victim) = lanes.pop_front(from) else { break false };
+            self.shared.budget.give_back(victim.held());
             dropped += 1;
         };
         if dropped > 0 {
             self.shared.accounting.dropped_from_queue(DropReason::QueueHead, dropped);
         }
         fits
+    }
+
+    /// Takes memory for the packet: it stays a slice of its chunk if it is large or likely to leave at once, else it is copied.
+    fn hold(&self, lanes: &Lanes<C>, mut packet: Packet) -> Option<Waiting> {
+        let budget = &self.shared.budget;
+        if packet.payload.len() > buffers::CHUNK_MAX / 2 {
+            return budget.take(uncopied_cost(&packet)).then_some(Waiting { packet, copied: false });
+        }
+        if lanes.uncopied < UNCOPIED_MAX && budget.take_spare(uncopied_cost(&packet)) {
+            return Some(Waiting { packet, copied: false });
+        }
+        if !budget.take(cost_of(&packet)) {
+            return None;
+        }
+        packet.payload = Bytes::copy_from_slice(&packet.payload);
+        Some(Waiting { packet, copied: true })
     }
 
     fn refuse(&self, reason: DropReason) -> Verdict {
@@ -375,15 +483,9 @@ impl<C: Send> PacketForwarder for Outbox<C> {
         if !self.make_room(lanes, packet.class, cost) {
             return self.refuse(DropReason::QueueTail);
         }
-        if !self.shared.budget.take(cost) {
-            return self.refuse(DropReason::QueueMemory);
-        }
-        lanes.bytes += cost;
+        let Some(waiting) = self.hold(lanes, packet) else { return self.refuse(DropReason::QueueMemory) };
         self.shared.accounting.queued();
-        match packet.class {
-            Class::Liveness => lanes.liveness.push_back(packet),
-            Class::Data => lanes.data.push_back(packet),
-        }
+        lanes.push_back(waiting);
         self.wake(lanes);
         Verdict::Queued
     }
@@ -393,22 +495,6 @@ impl<C> Drop for Outbox<C> {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-fn cost_of(packet: &Packet) -> usize {
-    packet.payload.len() + PACKET_OVERHEAD
-}
-
-/// Moves packets from the head of a lane until `budget` is used up, but at least one; returns what they cost.
-fn pop_lane<C>(lane: &mut VecDeque<Packet>, budget: usize, batch: &mut Batch<C>) -> usize {
-    let mut taken = 0;
-    while taken < budget {
-        let Some(packet) = lane.pop_front() else { break };
-        taken += cost_of(&packet);
-        batch.payload_bytes += packet.payload.len();
-        batch.packets.push(packet);
-    }
-    taken
 }
 
 #[cfg(test)]

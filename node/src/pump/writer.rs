@@ -138,13 +138,15 @@ where
             }
             continue;
         }
-        let in_flight = InFlight { outbox, packets: batch.packets.len() as u64, payload_bytes: batch.payload_bytes as u64 };
+        let (packets, payload_bytes) = (batch.packets.len() as u64, batch.payload_bytes as u64);
+        let mut in_flight = InFlight { outbox, packets, payload_bytes, held: 0 };
         let mut out = buffers::take_write_buffer();
         encode_batch(encode, &mut batch, &mut out);
         if ticks {
             encode.tick(&mut out);
             next_tick = Instant::now() + limits.tick;
         }
+        in_flight.hold(out.capacity());
         let written = write_all(io, &out, outbox, limits).await;
         buffers::return_write_buffer(out);
         match written {
@@ -168,9 +170,16 @@ struct InFlight<'a, C> {
     outbox: &'a Outbox<C>,
     packets: u64,
     payload_bytes: u64,
+    /// Memory of the write.
+    held: usize,
 }
 
 impl<C> InFlight<'_, C> {
+    fn hold(&mut self, bytes: usize) {
+        self.held = bytes;
+        self.outbox.budget().add(bytes);
+    }
+
     fn written(mut self) {
         let packets = std::mem::take(&mut self.packets);
         self.outbox.accounting().delivered(self.outbox.to(), packets, self.payload_bytes);
@@ -179,6 +188,7 @@ impl<C> InFlight<'_, C> {
 
 impl<C> Drop for InFlight<'_, C> {
     fn drop(&mut self) {
+        self.outbox.budget().give_back(self.held);
         if self.packets > 0 {
             self.outbox.accounting().dropped_from_queue(DropReason::WriteError, self.packets);
         }

@@ -129,6 +129,68 @@ fn the_shared_budget_shrinks_every_client_before_it_refuses() {
     assert_eq!(huge.forward(packet(Class::Data, 1, 10)), Verdict::Dropped(DropReason::QueueMemory));
 }
 
+/// A read chunk that counts how many of its kind live.
+struct Chunk(Vec<u8>, Arc<AtomicUsize>);
+
+impl Chunk {
+    fn new(live: &Arc<AtomicUsize>) -> Self {
+        live.fetch_add(buffers::CHUNK_MAX, Ordering::Relaxed);
+        Self(vec![0; buffers::CHUNK_MAX], Arc::clone(live))
+    }
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.1.fetch_sub(buffers::CHUNK_MAX, Ordering::Relaxed);
+    }
+}
+
+/// The worst case: each small payload is all that keeps a chunk of its own from being freed, and no client reads.
+#[test]
+fn small_payloads_hold_no_more_memory_than_the_budget_counts() {
+    let live = Arc::new(AtomicUsize::new(0));
+    let max = 16 << 20;
+    let shared = PumpShared { accounting: Arc::default(), budget: Arc::new(MemoryBudget::new(max)) };
+    let clients: Vec<Outbox<u32>> =
+        (0..100).map(|_| Outbox::new(LaneLimits::CLIENT, DeliveredTo::Client, shared.clone())).collect();
+    for round in 0..40 {
+        for client in &clients {
+            let payload = Bytes::from_owner(Chunk::new(&live)).slice(100..1_300);
+            assert_eq!(client.forward(Packet { payload, ..packet(Class::Data, round, 0) }), Verdict::Queued);
+        }
+        let copied = |client: &Outbox<u32>| {
+            client.lanes.lock().data.iter().filter(|waiting| waiting.copied).map(Waiting::cost).sum::<usize>()
+        };
+        let held = live.load(Ordering::Relaxed) + clients.iter().map(copied).sum::<usize>();
+        assert!(held <= shared.budget.used() && shared.budget.used() <= max, "{held} held, {} counted", shared.budget.used());
+    }
+    assert!(live.load(Ordering::Relaxed) <= max / 2, "chunks are given up first");
+    assert_eq!(clients.iter().map(|client| client.lanes.lock().data.len()).sum::<usize>(), 3_200, "all lanes are full");
+    drop(clients);
+    assert_eq!((live.load(Ordering::Relaxed), shared.budget.used()), (0, 0));
+}
+
+#[test]
+fn a_writer_that_keeps_up_gets_payloads_where_they_were_read() {
+    let (outbox, _) = outbox(LaneLimits::CLIENT);
+    for _ in 0..100 {
+        let sent = packet(Class::Data, 1, 1_200);
+        let at = sent.payload.as_ptr() as usize;
+        assert_eq!(outbox.forward(sent), Verdict::Queued);
+        assert_eq!(pop(&outbox, usize::MAX).packets[0].payload.as_ptr() as usize, at);
+    }
+    for _ in 0..32 {
+        assert_eq!(outbox.forward(packet(Class::Data, 1, 1_200)), Verdict::Queued);
+    }
+    assert_eq!(outbox.lanes.lock().uncopied, UNCOPIED_MAX);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Push(Class, usize),
@@ -170,7 +232,11 @@ proptest! {
             }
             let lanes = outbox.lanes.lock();
             prop_assert!(lanes.liveness.len() <= limits.liveness && lanes.data.len() <= limits.data && lanes.bytes <= limits.bytes);
-            prop_assert_eq!(lanes.bytes, shared.budget.used());
+            prop_assert_eq!(lanes.held, shared.budget.used());
+            prop_assert!(lanes.bytes <= lanes.held && lanes.uncopied <= limits.liveness + limits.data);
+            let queued = || lanes.liveness.iter().chain(&lanes.data);
+            prop_assert_eq!(lanes.bytes, queued().map(Waiting::cost).sum::<usize>());
+            prop_assert_eq!(lanes.held, queued().map(Waiting::held).sum::<usize>());
             let waiting = (lanes.liveness.len() + lanes.data.len()) as i64;
             drop(lanes);
             let books = shared.accounting.books();
@@ -178,9 +244,8 @@ proptest! {
         }
         if ends_closed {
             outbox.close();
-        } else {
-            drop(outbox);
         }
-        prop_assert!(ends_closed || shared.budget.used() == 0);
+        drop(outbox);
+        prop_assert_eq!(shared.budget.used(), 0);
     }
 }
