@@ -7,8 +7,6 @@ pub enum DropReason {
     UnknownDest,
     /// A stock mesh peer forwarded a packet for a key that is not here.
     UnknownDestOnForward,
-    /// The destination's connections are all disabled as duplicates.
-    DupClient,
     /// Its connection closed while the packet waited.
     GoneDisconnected,
     /// It was the oldest in a full lane.
@@ -35,10 +33,9 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of their metric labels.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::UnknownDest,
         Self::UnknownDestOnForward,
-        Self::DupClient,
         Self::GoneDisconnected,
         Self::QueueHead,
         Self::QueueTail,
@@ -58,7 +55,6 @@ impl DropReason {
         match self {
             Self::UnknownDest => "unknown_dest",
             Self::UnknownDestOnForward => "unknown_dest_on_fwd",
-            Self::DupClient => "dup_client",
             Self::GoneDisconnected => "gone_disconnected",
             Self::QueueHead => "queue_head",
             Self::QueueTail => "queue_tail",
