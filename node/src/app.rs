@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tonic::service::LayerExt;
 
 use crate::admission::Open;
-use crate::clients::{self, Registry, RegistryParts};
+use crate::clients::{self, ClientLimits, Registry, RegistryParts};
 use crate::config::{Config, SHUTDOWN_DEADLINE};
 use crate::forward::PacketForwarder;
 use crate::forward::links::NodeLinks;
@@ -40,7 +40,7 @@ use crate::limits::connections::{ConnectionGate, ConnectionLimits};
 use crate::mesh::{Mesh, MeshParts};
 use crate::operator::{OperatorParts, OperatorService, PacketParts};
 use crate::pump::PacketSpawner;
-use crate::pump::lanes::{MemoryBudget, PumpShared};
+use crate::pump::lanes::{LaneLimits, MemoryBudget, PumpShared};
 use crate::router::explain::RoutingService;
 use crate::router::metrics::PacketBooks;
 use crate::router::{Router, RouterParts};
@@ -230,14 +230,14 @@ struct PacketPath {
 
 impl PacketPath {
     fn start(config: &Config, control: &Handles, runtimes: &Runtimes, tasks: &Tasks) -> Self {
-        let budget = MemoryBudget::new(usize::try_from(config.limits.queue_bytes_total).unwrap_or(usize::MAX));
+        let budget = MemoryBudget::new(count(config.limits.queue_bytes_total));
         let pump = PumpShared { accounting: Arc::default(), budget: Arc::new(budget) };
         let own = control.identity.node_id;
         let registry = Registry::new(RegistryParts {
             owner_log: control.owner_log.clone(),
             clock: Arc::new(wall_clock),
             pump: pump.clone(),
-            key_rate: key_rate(config),
+            limits: client_limits(config),
         });
         let mesh = Mesh::new(MeshParts {
             own,
@@ -303,13 +303,21 @@ fn metrics_registry(ingress: &IngressMetrics, control: &Handles, packets: &Packe
     registry
 }
 
-fn key_rate(config: &Config) -> Option<Rate> {
-    let bits = config.limits.key_rate_bits_per_second;
-    (bits > 0).then_some(Rate { per_second: bits / 8, burst: config.limits.key_burst_bytes })
+fn client_limits(config: &Config) -> ClientLimits {
+    let limits = &config.limits;
+    let bits = limits.key_rate_bits_per_second;
+    ClientLimits {
+        lanes: LaneLimits { bytes: count(limits.client_queue_bytes), ..LaneLimits::CLIENT },
+        connections_per_key: count(limits.connections_per_key),
+        key_rate: (bits > 0).then_some(Rate { per_second: bits / 8, burst: limits.key_burst_bytes }),
+    }
+}
+
+fn count(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 fn connection_limits(config: &Config) -> ConnectionLimits {
-    let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     let limits = &config.limits;
     let global = limits.accepts_per_second_per_core * cores() as u64;
     ConnectionLimits {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use causeway_control::presence::{OwnerLog, PresenceView, WatchInput};
-use causeway_node::clients::{ClientFacts, Registration, Registry, RegistryParts};
+use causeway_node::clients::{ClientFacts, ClientLimits, Registration, Registry, RegistryParts};
 use causeway_node::forward::accounting::{AcceptedFrom, DeliveredTo};
 use causeway_node::forward::links::NodeLinks;
 use causeway_node::forward::{PacketForwarder, Verdict};
@@ -68,8 +68,12 @@ impl Node {
         let view = Arc::new(PresenceView::new(id, RegionId(1 + id.0 % 3)));
         let log = OwnerLog::new(id, EPOCH, boot_id(id), Arc::clone(&view));
         let pump = PumpShared::new();
-        let parts =
-            RegistryParts { owner_log: log.clone(), clock: Arc::new(SystemTime::now), pump: pump.clone(), key_rate: None };
+        let parts = RegistryParts {
+            owner_log: log.clone(),
+            clock: Arc::new(SystemTime::now),
+            pump: pump.clone(),
+            limits: ClientLimits::default(),
+        };
         let registry = Registry::new(parts);
         let lane = || Outbox::new(LaneLimits::LINK, DeliveredTo::Link, pump.clone());
         let lanes = all.iter().filter(|other| **other != id).map(|other| (*other, lane())).collect();

@@ -11,5 +11,5 @@ pub mod set;
 mod watchers;
 
 pub use connection::{ClientConnection, ClientFacts};
-pub use registry::{RegisterError, Registration, Registry, RegistryParts};
+pub use registry::{CONNECTIONS_PER_KEY, ClientLimits, RegisterError, Registration, Registry, RegistryParts};
 pub use watchers::{TooManyWatchers, WATCHERS_MAX};

@@ -60,13 +60,33 @@ pub struct RegistryParts {
     pub clock: WallClock,
     /// Books and memory of the pump.
     pub pump: PumpShared,
+    /// What one client may use.
+    pub limits: ClientLimits,
+}
+
+/// What one client may use.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientLimits {
+    /// Bounds of one connection's lanes.
+    pub lanes: LaneLimits,
+    /// Connections one key may have; when one more comes, the one that has been inactive longest is closed.
+    pub connections_per_key: usize,
     /// Rate of one key's packets in payload bytes; `None` is no limit.
     pub key_rate: Option<Rate>,
 }
 
+impl Default for ClientLimits {
+    fn default() -> Self {
+        Self { lanes: LaneLimits::CLIENT, connections_per_key: CONNECTIONS_PER_KEY, key_rate: None }
+    }
+}
+
+/// Default of [`ClientLimits::connections_per_key`].
+pub const CONNECTIONS_PER_KEY: usize = 4;
+
 impl std::fmt::Debug for RegistryParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RegistryParts").field("key_rate", &self.key_rate).finish_non_exhaustive()
+        f.debug_struct("RegistryParts").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
@@ -115,7 +135,7 @@ impl Registry {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(self.first_state(&facts, now)?),
         };
-        let evicted = state.connections.add(Arc::clone(&connection));
+        let evicted = state.connections.add(Arc::clone(&connection), self.parts.limits.connections_per_key);
         self.activate(state);
         self.publish_home(facts.key, state);
         self.metrics.connected(&facts, state.connections.len() > 1);
@@ -259,7 +279,7 @@ impl Registry {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             facts,
             connected_at: now,
-            outbox: Outbox::new(LaneLimits::CLIENT, to, self.parts.pump.clone()),
+            outbox: Outbox::new(self.parts.limits.lanes, to, self.parts.pump.clone()),
             cancel,
             proof: Proof::new(now),
             shares_key: AtomicBool::new(false),
@@ -276,7 +296,7 @@ impl Registry {
             let claimed = self.parts.owner_log.claim(facts.key.into(), ClaimKind::Derp, false, self.wall_us());
             Some(claimed.map_err(|_| RegisterError::OwnerLogFull)?)
         };
-        let rate = self.parts.key_rate.unwrap_or(Rate { per_second: u64::MAX, burst: u64::MAX });
+        let rate = self.parts.limits.key_rate.unwrap_or(Rate { per_second: u64::MAX, burst: u64::MAX });
         let rate = Arc::new(Mutex::new(TokenBucket::new(rate, now)));
         Ok(KeyState { connections: ClientSet::default(), rank, home: false, rate })
     }
@@ -359,7 +379,7 @@ impl Registration {
     /// Whether the key may send so many bytes now. Shared by all connections of the key.
     #[must_use]
     pub fn may_send(&self, bytes: usize, now: Instant) -> bool {
-        self.registry.parts.key_rate.is_none() || self.rate.lock().take(bytes as u64, now)
+        self.registry.parts.limits.key_rate.is_none() || self.rate.lock().take(bytes as u64, now)
     }
 
     /// The client said goodbye: whoever talked to it may be told at once.

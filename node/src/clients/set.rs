@@ -1,8 +1,5 @@
 //! Which of the connections of one key is active: the newest, then the last writer (`derp.md` section 7). Pure.
 
-/// Connections one key may have; when one more comes, the one that has been inactive longest is closed.
-pub const CONNECTIONS_PER_KEY_MAX: usize = 4;
-
 /// The connections of one key, the one least recently heard first. The last one is active.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientSet<T> {
@@ -16,9 +13,10 @@ impl<T> Default for ClientSet<T> {
 }
 
 impl<T: PartialEq + Clone> ClientSet<T> {
-    /// Adds a connection, which becomes active. Returns the one that must be closed for it, if any; it is no member any more.
-    pub fn add(&mut self, connection: T) -> Option<T> {
-        let evicted = (self.by_recency.len() >= CONNECTIONS_PER_KEY_MAX).then(|| self.by_recency.remove(0));
+    /// Adds a connection, which becomes active, to at most `max` in all. Returns the one that must be closed for it, if any: the one
+    /// inactive longest; it is no member any more.
+    pub fn add(&mut self, connection: T, max: usize) -> Option<T> {
+        let evicted = (self.by_recency.len() >= max.max(1)).then(|| self.by_recency.remove(0));
         self.by_recency.push(connection);
         evicted
     }
@@ -96,7 +94,7 @@ mod tests {
             let mut set = ClientSet::default();
             for (step, active) in steps {
                 match step {
-                    Add(connection) => assert_eq!(set.add(*connection), None),
+                    Add(connection) => assert_eq!(set.add(*connection, 4), None),
                     Heard(connection) => {
                         set.heard(connection);
                     }
@@ -113,11 +111,11 @@ mod tests {
     fn a_fifth_connection_ends_the_one_inactive_longest() {
         let mut set = ClientSet::default();
         for connection in 1..=4 {
-            assert_eq!(set.add(connection), None);
+            assert_eq!(set.add(connection, 4), None);
         }
         assert!(set.heard(&1));
-        assert_eq!(set.add(5), Some(2));
+        assert_eq!(set.add(5, 4), Some(2));
         assert_eq!(set.iter().copied().collect::<Vec<_>>(), [5, 1, 4, 3]);
-        assert_eq!(set.len(), CONNECTIONS_PER_KEY_MAX);
+        assert_eq!(set.len(), 4);
     }
 }

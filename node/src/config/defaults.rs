@@ -1,5 +1,8 @@
 //! What unset fields of the configuration mean; sections not named here start empty.
 
+use crate::clients::CONNECTIONS_PER_KEY;
+use crate::pump::lanes::{CLIENT_QUEUE_BYTES, MEMORY_BUDGET_BYTES};
+
 use super::file::{Derp, Limits, Log, LogFormat, Mesh, Metrics, Raft, RaftProfile, Stun};
 
 impl Default for Derp {
@@ -51,9 +54,12 @@ impl Default for Limits {
             authenticated_per_ipv4: 1_024,
             authenticated_per_ipv6: 256,
             tls_handshakes_per_core: 32,
-            queue_bytes_total: 256 * 1024 * 1024,
+            queue_bytes_total: MEMORY_BUDGET_BYTES as u64,
+            client_queue_bytes: CLIENT_QUEUE_BYTES as u64,
+            connections_per_key: CONNECTIONS_PER_KEY as u64,
             key_rate_bits_per_second: 100_000_000,
-            key_burst_bytes: 1024 * 1024,
+            // What a prober keeps under way passes at once.
+            key_burst_bytes: CLIENT_QUEUE_BYTES as u64,
             stun_answers_per_second: 100_000,
         }
     }

@@ -101,6 +101,8 @@ sections! {
         authenticated_per_ipv6: u64,
         tls_handshakes_per_core: u64,
         queue_bytes_total: u64,
+        client_queue_bytes: u64,
+        connections_per_key: u64,
         key_rate_bits_per_second: u64,
         key_burst_bytes: u64,
         stun_answers_per_second: u64,

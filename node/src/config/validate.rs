@@ -283,6 +283,9 @@ impl Check {
             ("limits.authenticated_per_ipv6", limits.authenticated_per_ipv6, 1, 1_000_000),
             ("limits.tls_handshakes_per_core", limits.tls_handshakes_per_core, 1, 10_000),
             ("limits.queue_bytes_total", limits.queue_bytes_total, 1 << 20, 1024 * GIB),
+            // The largest packet must fit.
+            ("limits.client_queue_bytes", limits.client_queue_bytes, 128 * 1024, GIB),
+            ("limits.connections_per_key", limits.connections_per_key, 1, 1_024),
             ("limits.key_rate_bits_per_second", limits.key_rate_bits_per_second, 0, 1_000_000_000_000),
             // The largest packet must fit.
             ("limits.key_burst_bytes", limits.key_burst_bytes, 128 * 1024, GIB),

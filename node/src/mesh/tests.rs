@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::clients::{ClientFacts, Registration, Registry, RegistryParts};
+use crate::clients::{ClientFacts, ClientLimits, Registration, Registry, RegistryParts};
 use crate::forward::DropReason;
 use crate::forward::accounting::{AcceptedFrom, DeliveredTo};
 use crate::pump::lanes::Batch;
@@ -55,8 +55,12 @@ impl TestNode {
         let view = Arc::new(PresenceView::new(id, RegionId(u64::from(seed))));
         let log = OwnerLog::new(id, EPOCH, BootId([seed; 16]), Arc::clone(&view));
         let pump = PumpShared::new();
-        let parts =
-            RegistryParts { owner_log: log.clone(), clock: Arc::new(SystemTime::now), pump: pump.clone(), key_rate: None };
+        let parts = RegistryParts {
+            owner_log: log.clone(),
+            clock: Arc::new(SystemTime::now),
+            pump: pump.clone(),
+            limits: ClientLimits::default(),
+        };
         let registry = Registry::new(parts);
         let (nodes, node_set) = watch::channel(Arc::new(NodeSet::new(id, [])));
         let mesh = Mesh::new(MeshParts {

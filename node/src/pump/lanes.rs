@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use causeway_proto::limits::PACKET_LEN_MAX;
 use causeway_proto::packet::{Class, Packet};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -31,9 +32,15 @@ pub struct LaneLimits {
     pub shrinks: bool,
 }
 
+/// Default of a client's [`LaneLimits::bytes`]: 32 packets of the greatest size, because a prober keeps 30 under way and takes
+/// any loss for a failure (`derp.md` section 17).
+pub const CLIENT_QUEUE_BYTES: usize = 33 * PACKET_LEN_MAX;
+
+const _: () = assert!(32 * (PACKET_LEN_MAX + PACKET_OVERHEAD) <= CLIENT_QUEUE_BYTES);
+
 impl LaneLimits {
-    /// A client: 32 + 32 packets, 256 KiB; control frames are answers and notices, few by their own limiters.
-    pub const CLIENT: Self = Self { control: 256, liveness: 32, data: 32, bytes: 256 * 1024, shrinks: true };
+    /// A client: 32 + 32 packets; control frames are answers and notices, few by their own limiters.
+    pub const CLIENT: Self = Self { control: 256, liveness: 32, data: 32, bytes: CLIENT_QUEUE_BYTES, shrinks: true };
     /// A link to another node: 4,096 packets, 8 MiB.
     pub const LINK: Self = Self { control: 4_096, liveness: 1_024, data: 3_072, bytes: 8 * 1024 * 1024, shrinks: false };
 }

@@ -1,11 +1,13 @@
 //! One node relays between real clients.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use causeway_client::{ClientBuilder, Connection, Endpoint, Event};
 use causeway_proto::key::{NodePrivate, NodePublic};
 use causeway_proto::stun::message::{binding_request, parse_binding_response};
 use tokio::net::UdpSocket;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,6 +60,44 @@ async fn clients_over_tls_and_over_plain_loopback_exchange_packets() {
     assert_eq!(node.metric("causeway_packets_dropped_total").await, 0.0);
     assert_eq!(node.metric("causeway_process_panics_total").await, 0.0);
     drop((over_tls, over_plain));
+    node.stop().await;
+}
+
+/// What a stock prober does, and counts any loss as a failure (`derp.md` section 17).
+#[tokio::test]
+async fn twenty_megabytes_pass_in_order_with_thirty_large_packets_under_way() {
+    const IN_FLIGHT: usize = 30;
+    let (len, packets) = (65_536, 20_000_000u32.div_ceil(65_536));
+    let home = Home::new();
+    // The rate of a key is another matter.
+    let node = home.start(&["--set", "limits.key_rate_bits_per_second=0"]).await;
+    let ((from, a), (mut to, b)) = (client(&node, false).await, client(&node, false).await);
+    let window = Arc::new(Semaphore::new(IN_FLIGHT));
+    let sending = {
+        let (sender, window) = (from.sender(), Arc::clone(&window));
+        async move {
+            for n in 0..packets {
+                window.acquire().await.unwrap().forget();
+                let mut payload = vec![1; len];
+                payload[..4].copy_from_slice(&n.to_be_bytes());
+                sender.send(&b, &payload).await.unwrap();
+            }
+        }
+    };
+    let receiving = async {
+        // None is read until all that may be under way is sent.
+        while window.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        for n in 0..packets {
+            let (src, payload) = packet(&mut to).await;
+            assert_eq!((src, payload.len(), &payload[..4]), (a, len, &n.to_be_bytes()[..]));
+            window.add_permits(1);
+        }
+    };
+    tokio::join!(sending, receiving);
+    assert_eq!(node.metric("causeway_packets_dropped_total").await, 0.0);
+    drop((from, to));
     node.stop().await;
 }
 

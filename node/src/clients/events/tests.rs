@@ -9,7 +9,7 @@ use causeway_proto::id::{BootId, Epoch, RegionId};
 use causeway_proto::presence::{ClaimKind, Op};
 
 use super::super::peer_gone::TrackedPeers;
-use super::super::{ClientFacts, Registration, RegistryParts};
+use super::super::{ClientFacts, ClientLimits, Registration, RegistryParts};
 use super::*;
 use crate::pump::lanes::{Batch, PumpShared};
 
@@ -28,7 +28,12 @@ impl World {
     fn new() -> Self {
         let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
         let owner_log = OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), Arc::clone(&view));
-        let parts = RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: PumpShared::new(), key_rate: None };
+        let parts = RegistryParts {
+            owner_log,
+            clock: Arc::new(SystemTime::now),
+            pump: PumpShared::new(),
+            limits: ClientLimits::default(),
+        };
         let registry = Registry::new(parts);
         tokio::spawn(follow(Arc::clone(&registry), Arc::clone(&view), OWN, CancellationToken::new()));
         view.ingest_watch(OTHER, Epoch(1), WatchInput::Hello { boot_id: BootId([2; 16]) }, now()).unwrap();

@@ -34,7 +34,8 @@ fn facts(n: u16) -> ClientFacts {
 fn registry() -> (Arc<Registry>, Arc<PresenceView>) {
     let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
     let owner_log = OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), Arc::clone(&view));
-    let parts = RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: PumpShared::new(), key_rate: None };
+    let parts =
+        RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: PumpShared::new(), limits: ClientLimits::default() };
     (Registry::new(parts), view)
 }
 
@@ -194,9 +195,8 @@ fn who_was_written_a_packet_hears_when_its_source_is_gone_and_again_if_it_return
 fn a_keys_rate_is_shared_by_its_connections() {
     let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
     let owner_log = OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), view);
-    let key_rate = Some(Rate { per_second: 1, burst: 100 });
-    let registry =
-        Registry::new(RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: PumpShared::new(), key_rate });
+    let limits = ClientLimits { key_rate: Some(Rate { per_second: 1, burst: 100 }), ..ClientLimits::default() };
+    let registry = Registry::new(RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: PumpShared::new(), limits });
     let (one, other) = (register(&registry, facts(1)), register(&registry, facts(1)));
     let now = Instant::now();
     assert!(one.may_send(60, now));

@@ -106,6 +106,8 @@ fn each_mistake_names_file_field_and_what_would_be_right() {
         (vec!["otlp.endpoint=host:4317".into()], "otlp.endpoint", "http://"),
         (vec!["otlp.sample_ratio=1.5".into()], "otlp.sample_ratio", "0.0 to 1.0"),
         (vec!["limits.connections=0".into()], "limits.connections", "1 to 1000000"),
+        (vec!["limits.client_queue_bytes=65536".into()], "limits.client_queue_bytes", "131072 to"),
+        (vec!["limits.connections_per_key=0".into()], "limits.connections_per_key", "1 to 1024"),
         (vec!["log.filter=a=b=c".into()], "log.filter", "directives"),
     ];
     for (sets, field, wanted) in cases {

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::admission::{Applicant, Decision, Open};
-use crate::clients::{RegistryParts, events};
+use crate::clients::{ClientLimits, RegistryParts, events};
 use crate::forward::links::NodeLinks;
 use crate::forward::{Books, DropReason, Verdict};
 use crate::limits::connections::{ConnectionGate, ConnectionLimits};
@@ -80,7 +80,8 @@ impl TestNode {
         let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
         let owner_log = OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), Arc::clone(&view));
         let pump = PumpShared::new();
-        let parts = RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: pump.clone(), key_rate: None };
+        let parts =
+            RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: pump.clone(), limits: ClientLimits::default() };
         let registry = Registry::new(parts);
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         tracker.spawn(events::follow(Arc::clone(&registry), Arc::clone(&view), OWN, cancel.clone()));
