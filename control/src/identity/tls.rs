@@ -5,7 +5,6 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use causeway_proto::id::NodeId;
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
@@ -20,6 +19,7 @@ use rustls::{
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -101,7 +101,7 @@ pub struct MeshTls {
     server_verifier: Arc<WebPkiServerVerifier>,
     client_verifier: Arc<dyn ClientCertVerifier>,
     certificate: Mutex<MintedCertificate>,
-    evicted: ArcSwap<BTreeSet<NodeId>>,
+    evicted: watch::Sender<BTreeSet<NodeId>>,
 }
 
 impl MeshTls {
@@ -124,7 +124,7 @@ impl MeshTls {
             .build()
             .expect("there is at least one root");
         let certificate = Mutex::new(MintedCertificate::mint(&trust.current, &key, SystemTime::now()));
-        Self { trust, key, provider, server_verifier, client_verifier, certificate, evicted: ArcSwap::default() }
+        Self { trust, key, provider, server_verifier, client_verifier, certificate, evicted: watch::Sender::default() }
     }
 
     /// This node, as its peers see it.
@@ -152,7 +152,19 @@ impl MeshTls {
 
     /// Replaces the set of nodes that are refused although they hold the mesh key.
     pub fn set_evicted(&self, evicted: BTreeSet<NodeId>) {
-        self.evicted.store(Arc::new(evicted));
+        self.evicted.send_if_modified(|known| {
+            let changed = *known != evicted;
+            *known = evicted;
+            changed
+        });
+    }
+
+    /// Waits until `node` is evicted: what is open to it must close. Cancel safe.
+    ///
+    /// # Panics
+    /// Never: the set lives as long as this.
+    pub async fn evicted(&self, node: NodeId) {
+        self.evicted.subscribe().wait_for(|evicted| evicted.contains(&node)).await.expect("its sender is borrowed here");
     }
 
     /// Takes the server side of a handshake on an accepted socket.
@@ -262,7 +274,7 @@ impl MeshTls {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "the peer's certificate is no node certificate");
         let certificate = certificates.and_then(<[_]>::first).ok_or_else(malformed)?;
         let peer = identity_of(certificate).ok_or_else(malformed)?;
-        if self.evicted.load().contains(&peer.node_id) {
+        if self.evicted.borrow().contains(&peer.node_id) {
             return Err(MeshTlsError::NotAllowed(peer.node_id));
         }
         Ok(peer)

@@ -105,6 +105,7 @@ pub(super) enum LinkEnd {
     Reader(ReaderEnd<LinkRefusal>),
     Silent,
     Writer,
+    Evicted,
 }
 
 impl LinkEnd {
@@ -116,6 +117,7 @@ impl LinkEnd {
             Self::Reader(ReaderEnd::Cancelled) => "closed",
             Self::Silent => "silent",
             Self::Writer => "write_failed",
+            Self::Evicted => "evicted",
         }
     }
 }
@@ -147,6 +149,7 @@ where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let now = now();
+    let (tls, peer) = (Arc::clone(&connection.mesh.parts.tls), connection.peer);
     let pump = connection.mesh.parts.pump.clone();
     let stripe = Arc::new(Stripe {
         outbox: Outbox::new(LaneLimits::LINK, DeliveredTo::Link, pump),
@@ -172,6 +175,7 @@ where
         end = reader::run(read_half, BytesMut::new(), &mut handler, &cancel) => LinkEnd::Reader(end),
         () = watch_silence(&heard, &stripe) => LinkEnd::Silent,
         _ended = writer => LinkEnd::Writer,
+        () = tls.evicted(peer) => LinkEnd::Evicted,
     };
     stripe.outbox.close();
     drop(ends_writer);

@@ -278,6 +278,25 @@ async fn a_link_comes_back_by_itself() {
     a.link_up(b.id).await;
 }
 
+#[tokio::test]
+async fn the_open_links_of_an_evicted_node_close_and_none_is_made_again() {
+    let [a, b, c] = nodes().await;
+    a.meet(&[(b.id, b.addr), (c.id, c.addr)]);
+    b.meet(&[(a.id, a.addr)]);
+    a.link_up(c.id).await;
+    let stripes_up = |node: &TestNode| node.mesh.status()[0].stripes_up;
+    b.link_up(a.id).await;
+    until("every stripe", || a.mesh.status().iter().all(|link| link.stripes_up == 2) && stripes_up(&b) == 2).await;
+    let evicted_at = Instant::now();
+    a.tls.set_evicted([b.id].into());
+    // Two stripes that a dialled, two that b dialled.
+    until("all closed", || a.mesh.metrics.ended_for("evicted") == 4 && !a.mesh.is_up(b.id)).await;
+    assert!(evicted_at.elapsed() < Duration::from_secs(1));
+    until("refused", || a.mesh.status().iter().any(|link| link.node == b.id && link.last_error.contains("evicted"))).await;
+    until("down there too", || !b.mesh.is_up(a.id)).await;
+    assert!(a.mesh.is_up(c.id));
+}
+
 /// Dials `node` with the certificate of `as_node` and says hello.
 async fn intrude(node: &TestNode, as_node: &TestNode, hello: Hello) -> impl AsyncRead + AsyncWrite + Unpin {
     let socket = TcpStream::connect(node.addr).await.unwrap();
