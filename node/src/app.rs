@@ -190,7 +190,9 @@ async fn start(
     });
     let mesh_door = MeshDoor::open(MeshDoorParts {
         tls: Arc::clone(&control.mesh_tls),
-        routes: control.routes.clone().add_service(TraceLayer.named_layer(RoutingService::server(Arc::clone(&packets.router)))),
+        routes: control.routes.clone().add_service(
+            TraceLayer.named_layer(RoutingService::new(Arc::clone(&packets.router), control.peers.clone()).server()),
+        ),
         take_link: {
             let acceptor = packets.acceptor.clone();
             Arc::new(move |stream, peer| acceptor.accept(stream, peer.node_id))

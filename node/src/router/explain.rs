@@ -1,35 +1,116 @@
-//! The gRPC service `Routing`: what would this node do with a packet? The same decision as for packets, without sending anything.
+//! The gRPC service `Routing`: which way would a packet go from here? The same decisions as for packets, without sending anything. The
+//! question travels as the packet would, so that it gets through wherever the packet does.
 
+use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 
+use causeway_control::{ChannelUse, PeerChannels};
 use causeway_proto::id::NodeId;
-use causeway_proto::packet::{Path, Route};
+use causeway_proto::packet::{PATH_LEN_MAX, Path, Route};
 use causeway_rpc::convert::{MalformedMessage, node_public};
 use causeway_rpc::v1;
+use causeway_rpc::v1::routing_client::RoutingClient;
 use causeway_rpc::v1::routing_server::{Routing, RoutingServer};
 use tonic::{Request, Response, Status};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::Router;
 use super::decide::{Action, Decision, Ingress, Question};
+use crate::telemetry::traces::inject;
 
-/// Answers for one router.
+/// How long one node may take for its own step. A question waits so long for each node that may be on the way still.
+const HOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Answers for one router, and asks the next ones.
 #[derive(Debug, Clone)]
 pub struct RoutingService {
     router: Arc<Router>,
+    peers: PeerChannels,
 }
 
 impl RoutingService {
+    /// Explains with `router`; asks other nodes over `peers`.
+    #[must_use]
+    pub const fn new(router: Arc<Router>, peers: PeerChannels) -> Self {
+        Self { router, peers }
+    }
+
     /// The service, to be added to the routes of the mesh port.
     #[must_use]
-    pub fn server(router: Arc<Router>) -> RoutingServer<Self> {
-        RoutingServer::new(Self { router })
+    pub fn server(self) -> RoutingServer<Self> {
+        RoutingServer::new(self)
     }
+
+    /// The way of a packet from node `origin` to its end. An origin without a link from here is asked through a node that hears it.
+    ///
+    /// # Errors
+    /// A malformed question; a node on the way that cannot be asked.
+    pub async fn explain_from(&self, origin: NodeId, mut question: v1::ExplainRequest) -> Result<v1::ExplainPath, Status> {
+        let router = &self.router;
+        if origin == router.own() {
+            return self.explain_from_here(question).await;
+        }
+        let mut ask = origin;
+        if !router.parts.links.is_up(origin) {
+            let hears_it = router.parts.view.heard_by(origin).into_iter().find(|node| router.parts.links.is_up(*node));
+            ask = hears_it.unwrap_or(origin);
+        }
+        question.at = if ask == origin { 0 } else { origin.0 };
+        self.ask(ask, question).await
+    }
+
+    /// This node's step, and what the nodes after it say.
+    async fn explain_from_here(&self, mut question: v1::ExplainRequest) -> Result<v1::ExplainPath, Status> {
+        let own = self.router.own();
+        let hop = self.router.explain_request(&question)?;
+        let mut way = v1::ExplainPath::default();
+        if hop.action == "forward" {
+            if question.origin == 0 {
+                question.origin = own.0;
+            }
+            question.target = hop.target;
+            question.rank_used = hop.rank_used;
+            question.redirects = hop.redirects;
+            question.path.push(own.0);
+            way = self.ask(NodeId(hop.next_hop), question).await?;
+        }
+        way.hops.insert(0, hop);
+        Ok(way)
+    }
+
+    async fn ask(&self, node: NodeId, question: v1::ExplainRequest) -> Result<v1::ExplainPath, Status> {
+        let unavailable = |why: &dyn Display| Status::unavailable(format!("node {node} cannot be asked: {why}"));
+        let channel = self.peers.channel(node, ChannelUse::Fleet).map_err(|error| unavailable(&error))?;
+        let deadline = HOP_DEADLINE * nodes_to_come(&question);
+        let mut request = Request::new(question);
+        inject(&tracing::Span::current().context(), request.metadata_mut());
+        match tokio::time::timeout(deadline, RoutingClient::new(channel).explain(request)).await {
+            Ok(answer) => answer.map(Response::into_inner).map_err(|status| unavailable(&status.message())),
+            Err(_) => Err(unavailable(&"no answer")),
+        }
+    }
+}
+
+/// How many nodes may be on the way from the one asked on, itself included: fewer with each step, so that who is nearer gives up first.
+fn nodes_to_come(question: &v1::ExplainRequest) -> u32 {
+    // The last node on a full path only delivers or drops.
+    let left = (PATH_LEN_MAX + 1).saturating_sub(question.path.len());
+    u32::try_from(left).unwrap_or(u32::MAX).saturating_add(u32::from(question.at != 0))
 }
 
 #[tonic::async_trait]
 impl Routing for RoutingService {
-    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
-        Ok(Response::new(self.router.explain_request(request.get_ref())?))
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainPath>, Status> {
+        let mut question = request.into_inner();
+        let at = NodeId(std::mem::take(&mut question.at));
+        // Passed on once only: the node it begins at is asked directly.
+        let way = if at == NodeId(0) || at == self.router.own() {
+            self.explain_from_here(question).await?
+        } else {
+            self.ask(at, question).await?
+        };
+        Ok(Response::new(way))
     }
 }
 

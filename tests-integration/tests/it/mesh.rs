@@ -50,8 +50,14 @@ async fn traffic_of_a_cut_link_passes_a_third_node_in_order() -> anyhow::Result<
     while bob.packet_within(Duration::from_millis(500)).await?.is_some() {}
     exchange_in_order(&mut alice, &mut bob, 200).await?;
     exchange_in_order(&mut bob, &mut alice, 200).await?;
-    let trace = cluster.causeway_json("a-1", &["trace", &alice.key().to_text(), &bob.key().to_text()]).await?;
-    assert!(trace.to_string().contains("c-1"), "the trace names the node on the way: {trace}");
+    // b-1 cannot reach the origin itself either.
+    for asked in ["a-1", "b-1", "c-1"] {
+        let trace = cluster.causeway_json(asked, &["trace", &alice.key().to_text(), &bob.key().to_text()]).await?;
+        assert!(
+            trace["delivered"] == true && trace.to_string().contains("c-1"),
+            "{asked} does not name the node on the way: {trace}"
+        );
+    }
 
     proxies.mend().await;
     cluster.wait_healthy("a-1", Duration::from_secs(20)).await?;
