@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::time::Instant;
 
-use causeway_control::presence::{Applied, Command, Outcome, PresenceView, Table, WatchInput};
+use causeway_control::presence::{Applied, Command, IngestError, Outcome, PresenceView, Table, WatchInput};
 use causeway_proto::id::{BootId, Epoch, NodeId, RegionId};
 use causeway_proto::presence::{ClaimKind, Op, PresenceKey};
 use rand::rngs::StdRng;
@@ -78,7 +78,18 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let began = Instant::now();
     view.ingest_watch(NodeId(1), Epoch(1), WatchInput::Down, began)?;
-    println!("losing one of {} owners: {:?} to walk the view", view.owners().len(), began.elapsed());
+    let mut longest = began.elapsed();
+    let owners = view.owners().len();
+    std::thread::scope(|scope| -> Result<(), IngestError> {
+        let telling = scope.spawn(|| view.tell_changed_owners());
+        while !telling.is_finished() {
+            let at = Instant::now();
+            view.ingest_watch(NodeId(2), Epoch(1), WatchInput::Heartbeat { hears: Vec::new() }, at)?;
+            longest = longest.max(at.elapsed());
+        }
+        Ok(())
+    })?;
+    println!("losing one of {owners} owners: told key by key in {:?}; a writer waited {longest:?} at most", began.elapsed());
 
     let keys: Vec<PresenceKey> = batches(entries).flat_map(|(_, _, ops)| ops.into_iter().map(|op| *op.key())).collect();
     let began = Instant::now();

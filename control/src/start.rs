@@ -97,6 +97,7 @@ fn start_tasks(
     let nodes = fleet.directory.subscribe();
     tracker.spawn(follow_all(Arc::new(follower), Arc::clone(&fleet.view), nodes, tracker.clone(), cancel.clone()));
     tracker.spawn(follow_state(Arc::clone(fleet), Arc::clone(mesh_tls), cancel.clone()));
+    tracker.spawn(tell_changed_owners(Arc::clone(&fleet.view), tracker.clone(), cancel.clone()));
     tracker.spawn(stop_when_superseded(Arc::clone(fleet), cancel.clone()));
     tracker.spawn(fleet::meet_and_join(Arc::clone(fleet), sources, cancel.clone()));
     tracker.spawn(fleet::send_heartbeats(Arc::clone(fleet), cancel.clone()));
@@ -159,6 +160,20 @@ async fn follow_state(fleet: Arc<Fleet>, mesh_tls: Arc<MeshTls>, cancel: tokio_u
         }
         mesh_tls.set_evicted(evicted);
         fleet.directory.update(view);
+    }
+}
+
+/// Tells what owners lost and back mean for their keys, on a thread that may be held up.
+async fn tell_changed_owners(
+    view: Arc<PresenceView>,
+    tracker: tokio_util::task::TaskTracker,
+    cancel: tokio_util::sync::CancellationToken,
+) {
+    while cancel.run_until_cancelled(view.changed_owners()).await.is_some() {
+        let view = Arc::clone(&view);
+        if tracker.spawn_blocking(move || view.tell_changed_owners()).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod claims;
 mod event;
 mod hidden;
 mod input;
+mod tell;
 mod write;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use arc_swap::ArcSwap;
 use causeway_proto::id::{BootId, Epoch, NodeId, RegionId};
 use causeway_proto::presence::{PresenceKey, Rank};
 use parking_lot::Mutex;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 use super::clock::HybridClock;
 use super::prefer::{Candidate, Validity};
@@ -92,6 +93,8 @@ struct OwnerEntry {
     hears: Arc<[NodeId]>,
     /// Shared with the writer: moves without replacing the entry.
     seq: Arc<AtomicU64>,
+    /// Claims of a former process, which nobody may see.
+    retired: bool,
 }
 
 /// Presence as this node knows it.
@@ -103,6 +106,9 @@ pub struct PresenceView {
     owners: ArcSwap<Vec<OwnerEntry>>,
     hidden: Hidden,
     writer: Mutex<Writer>,
+    /// Held by the one that tells what changed owners mean for their keys.
+    telling: Mutex<()>,
+    untold: Notify,
     clock: HybridClock,
     events: broadcast::Sender<EventBatch>,
     live: watch::Sender<Arc<[NodeId]>>,
@@ -120,6 +126,8 @@ impl PresenceView {
             owners: ArcSwap::default(),
             hidden: Hidden::default(),
             writer: Mutex::default(),
+            telling: Mutex::default(),
+            untold: Notify::new(),
             clock: HybridClock::default(),
             events: broadcast::channel(EVENT_BATCHES_MAX).0,
             live: watch::channel(Arc::default()).0,
@@ -173,7 +181,7 @@ impl PresenceView {
     /// Hides the claim of `rank` until its owner's log passes what is known of it now: its target said it is stale.
     pub fn hide(&self, key: PresenceKey, rank: Rank) {
         let owners = self.owners.load();
-        let Some(slot) = owners.iter().position(|owner| owner.node == rank.node) else { return };
+        let Some(slot) = owners.iter().position(|owner| owner.node == rank.node && !owner.retired) else { return };
         let claims = self.claims.pin();
         let known = claims.get(&key).is_some_and(|claims| {
             claims.as_slice().iter().any(|claim| usize::from(claim.owner) == slot && claim.clock_us == rank.clock_us)
@@ -240,7 +248,10 @@ impl PresenceView {
     /// Calls `each` with every key and its claims, preferred first, in no particular order.
     pub fn for_each(&self, mut each: impl FnMut(PresenceKey, Vec<Candidate>)) {
         for (key, claims) in &self.claims.pin() {
-            each(*key, self.candidates(&self.owners.load(), key, claims));
+            let candidates = self.candidates(&self.owners.load(), key, claims);
+            if !candidates.is_empty() {
+                each(*key, candidates);
+            }
         }
     }
 
@@ -273,7 +284,7 @@ impl PresenceView {
     }
 
     fn candidate(&self, owners: &[OwnerEntry], key: &PresenceKey, claim: &Claim) -> Option<Candidate> {
-        let owner = owners.get(usize::from(claim.owner))?;
+        let owner = owners.get(usize::from(claim.owner)).filter(|owner| !owner.retired)?;
         let rank = Rank { clock_us: claim.clock_us, node: owner.node };
         Some(Candidate {
             node: owner.node,

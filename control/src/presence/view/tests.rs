@@ -2,10 +2,11 @@
 
 use proptest::prelude::*;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use causeway_proto::presence::{ClaimKind, Op};
 
+use super::tell::SLICE_KEYS_MAX;
 use super::write::HEARS_MAX;
 use super::*;
 use crate::presence::{CLAIMS_PER_OWNER_MAX, Command, OWNERS_MAX, OwnerLog, Table};
@@ -36,7 +37,9 @@ fn view() -> PresenceView {
 }
 
 fn watch(view: &PresenceView, node: NodeId, input: WatchInput) -> Result<(), IngestError> {
-    view.ingest_watch(node, E1, input, Instant::now())
+    let result = view.ingest_watch(node, E1, input, Instant::now());
+    view.tell_changed_owners();
+    result
 }
 
 fn hello(view: &PresenceView, node: NodeId) {
@@ -49,6 +52,7 @@ fn delta(view: &PresenceView, node: NodeId, first_seq: u64, ops: Vec<Op>) {
 
 fn apply(view: &PresenceView, table: &mut Table, command: Command) {
     view.ingest_table(&table.apply(&command).events);
+    view.tell_changed_owners();
 }
 
 fn raft(node: NodeId, first_seq: u64, ops: Vec<Op>) -> Command {
@@ -248,6 +252,75 @@ fn a_snapshot_tells_only_what_changed_in_bounded_batches() {
     assert_eq!(events(&mut receiver), [released, gone]);
     watch(&view, X, WatchInput::Snapshot { seq: 2_500, ops }).unwrap();
     assert_eq!(events(&mut receiver), [], "an older snapshot is no news");
+}
+
+fn restart(view: &PresenceView, node: NodeId, epoch: u64, ops: Vec<Op>) {
+    view.ingest_watch(node, Epoch(epoch), WatchInput::Hello { boot_id: BOOT }, Instant::now()).unwrap();
+    view.ingest_watch(node, Epoch(epoch), WatchInput::Delta { first_seq: 1, ops }, Instant::now()).unwrap();
+}
+
+#[test]
+fn the_claims_of_a_former_process_are_not_seen_and_are_taken_out_in_slices() {
+    let view = view();
+    let mut receiver = view.subscribe();
+    let count = 3 * SLICE_KEYS_MAX as u64;
+    restart(&view, X, 1, (0..count).map(|n| claim(n, 10)).collect());
+    restart(&view, Y, 1, vec![claim(1, 10)]);
+    restart(&view, X, 2, vec![claim(0, 20)]);
+    assert!(view.claims(&key(2)).is_empty() && !view.has_valid_claim(&key(2)), "before anything is taken out");
+    assert_eq!((preferred(&view, 0), preferred(&view, 1), view.count().claims), (Some(X), Some(Y), 2));
+    events(&mut receiver);
+    view.tell_changed_owners();
+    let gone: Vec<_> = (2..count).map(|n| PresenceEvent::LastClaimGone { key: key(n), clean: false }).collect();
+    assert_eq!(events(&mut receiver), gone);
+    assert_eq!(view.claims.len(), 2);
+    view.tell_changed_owners();
+    assert_eq!(events(&mut receiver), [], "told once");
+}
+
+#[test]
+fn restarts_use_up_neither_slots_nor_memory() {
+    let view = view();
+    for epoch in 1..=2 * OWNERS_MAX as u64 {
+        restart(&view, X, epoch, vec![claim(epoch, epoch)]);
+        view.tell_changed_owners();
+    }
+    assert_eq!((view.claims.len(), view.writer.lock().owners.len()), (1, 3));
+    // Faster than they are taken out.
+    for epoch in 1..=3 * OWNERS_MAX as u64 {
+        restart(&view, Y, epoch, vec![claim(epoch, epoch)]);
+    }
+    assert_eq!((view.count().claims, view.writer.lock().owners.len()), (2, 2 * OWNERS_MAX));
+    view.tell_changed_owners();
+    assert_eq!(view.claims.len(), 2);
+}
+
+#[test]
+fn others_write_while_the_keys_of_a_lost_owner_are_told() {
+    let view = Arc::new(view());
+    let mut receiver = view.subscribe();
+    let count = 20 * SLICE_KEYS_MAX as u64;
+    restart(&view, X, 1, (0..count).map(|n| claim(n, 10)).collect());
+    restart(&view, Y, 1, vec![]);
+    events(&mut receiver);
+    view.ingest_watch(X, E1, WatchInput::Down, Instant::now()).unwrap();
+    let teller = std::thread::spawn({
+        let view = Arc::clone(&view);
+        move || view.tell_changed_owners()
+    });
+    for n in 0..500 {
+        view.ingest_watch(Y, E1, WatchInput::Delta { first_seq: n + 1, ops: vec![claim(n, 20)] }, Instant::now()).unwrap();
+    }
+    teller.join().unwrap();
+    let mut present: BTreeSet<PresenceKey> = (0..count).map(key).collect();
+    for event in events(&mut receiver) {
+        match event {
+            PresenceEvent::Claimed { key, .. } => present.insert(key),
+            PresenceEvent::LastClaimGone { key, .. } => present.remove(&key),
+            _ => false,
+        };
+    }
+    assert_eq!(present, (0..500).map(key).collect(), "events lead to what the view says");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The writing side of the view: what is known of each owner, and how watch, Raft and the own log change it. One writer at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use causeway_proto::id::{BootId, Epoch, NodeId, RegionId};
 use causeway_proto::presence::{Op, PresenceKey, Rank, unpack_ops};
 
 use super::claims::{Claim, Claims};
-use super::{IngestError, OwnerEntry, PresenceEvent, PresenceView, WatchInput, any_valid, is_valid};
+use super::{IngestError, OwnerEntry, PresenceEvent, PresenceView, WatchInput, any_valid};
 use crate::presence::owner_log::{LogIdentity, OwnerLog};
 use crate::presence::prefer::Validity;
 use crate::presence::table::{TableEvent, TableSnapshot, is_claims_in_key_order};
@@ -19,6 +19,8 @@ use crate::presence::{CLAIMS_PER_OWNER_MAX, OWNERS_MAX, exceeds_claims_max};
 const BATCH_EVENTS_MAX: usize = 1024;
 /// Nodes a peer may vouch for.
 pub(super) const HEARS_MAX: usize = OWNERS_MAX;
+/// Owners and former owners whose claims are still being taken out; with more of those, claims are taken out at once.
+const SLOTS_MAX: usize = 2 * OWNERS_MAX;
 /// Bytes of the own log read at a time.
 const OWN_READ_MAX: usize = 64 << 10;
 
@@ -39,6 +41,13 @@ pub(super) struct Owner {
     pub(super) hears: Arc<[NodeId]>,
     pub(super) last_heard: Option<Instant>,
     pub(super) claims: usize,
+    /// Claims of a former process, to be taken out: nobody sees them, and the node has another slot.
+    pub(super) retired: bool,
+    /// As subscribers were told of the owner; `None` before it is published.
+    published_valid: Option<bool>,
+    /// How often its claims began or ceased to count, and up to which time its keys were gathered to be told one by one.
+    pub(super) changes: u64,
+    pub(super) gathered: u64,
 }
 
 impl Owner {
@@ -57,6 +66,10 @@ impl Owner {
             hears: Arc::default(),
             last_heard: None,
             claims: 0,
+            retired: false,
+            published_valid: None,
+            changes: 0,
+            gathered: 0,
         }
     }
 
@@ -73,6 +86,8 @@ impl Owner {
 pub(super) struct Writer {
     pub(super) owners: Vec<Owner>,
     pub(super) slots: BTreeMap<NodeId, usize>,
+    /// Slots whose claims are all taken out. The oldest is used first, long after any reader saw a claim of its former owner.
+    pub(super) free: VecDeque<usize>,
 }
 
 impl Writer {
@@ -81,15 +96,45 @@ impl Writer {
         if let Some(slot) = self.slots.get(&node) {
             return Ok(*slot);
         }
-        if self.owners.len() >= OWNERS_MAX {
+        if self.slots.len() >= OWNERS_MAX {
             return Err(IngestError::TooManyOwners);
         }
-        self.owners.push(Owner::new(node));
-        self.slots.insert(node, self.owners.len() - 1);
-        Ok(self.owners.len() - 1)
+        self.take_slot(Owner::new(node)).ok_or(IngestError::TooManyOwners)
+    }
+
+    /// Gives `owner` a slot; `None` if all are taken.
+    fn take_slot(&mut self, owner: Owner) -> Option<usize> {
+        let node = owner.node;
+        let slot = match self.free.pop_front() {
+            Some(slot) => {
+                self.owners[slot] = owner;
+                slot
+            }
+            None if self.owners.len() < SLOTS_MAX => {
+                self.owners.push(owner);
+                self.owners.len() - 1
+            }
+            None => return None,
+        };
+        self.slots.insert(node, slot);
+        Some(slot)
+    }
+
+    /// Moves a node to a slot without claims; its claims stay behind with the old one. `None` if no slot is left.
+    fn retire(&mut self, slot: usize) -> Option<usize> {
+        let old = &self.owners[slot];
+        let successor = Owner { seq: Arc::default(), claims: 0, gathered: old.changes, hears: Arc::clone(&old.hears), ..*old };
+        let taken = self.take_slot(successor)?;
+        let old = &mut self.owners[slot];
+        old.changes += u64::from(old.published_valid == Some(true));
+        (old.retired, old.live, old.hears) = (true, false, Arc::default());
+        Some(taken)
     }
 
     pub(super) fn validity(&self, own: NodeId, owner: &Owner) -> Validity {
+        if owner.retired {
+            return Validity::Lost;
+        }
         if owner.node == own {
             return Validity::Own;
         }
@@ -113,10 +158,10 @@ impl Writer {
 
 /// What one write learnt, until it is told to subscribers.
 #[derive(Debug, Default)]
-struct News {
-    events: Vec<PresenceEvent>,
+pub(super) struct News {
+    pub(super) events: Vec<PresenceEvent>,
     /// Keys that lost a valid claim, in order, with whether the client said goodbye.
-    lost: BTreeMap<PresenceKey, bool>,
+    pub(super) lost: BTreeMap<PresenceKey, bool>,
 }
 
 impl PresenceView {
@@ -242,7 +287,10 @@ impl PresenceView {
         }
     }
 
-    fn write<T>(&self, write: impl FnOnce(&mut Writer, &mut News) -> Result<T, IngestError>) -> Result<T, IngestError> {
+    pub(super) fn write<T>(
+        &self,
+        write: impl FnOnce(&mut Writer, &mut News) -> Result<T, IngestError>,
+    ) -> Result<T, IngestError> {
         let mut writer = self.writer.lock();
         let mut news = News::default();
         let result = write(&mut writer, &mut news);
@@ -266,7 +314,7 @@ impl PresenceView {
         if hello.epoch == Epoch(0) {
             return Err(IngestError::Malformed);
         }
-        let slot = writer.slot(hello.node)?;
+        let mut slot = writer.slot(hello.node)?;
         let owner = &writer.owners[slot];
         if owner.evicted {
             return Err(IngestError::Evicted);
@@ -278,7 +326,7 @@ impl PresenceView {
             return Err(IngestError::OtherBootId { epoch: owner.epoch });
         }
         if hello.epoch > owner.epoch {
-            self.open_epoch(writer, news, slot, hello.epoch, hello.boot_id);
+            slot = self.open_epoch(writer, news, slot, hello.epoch, hello.boot_id);
         }
         let owner = &mut writer.owners[slot];
         (owner.live, owner.was_live, owner.last_heard) = (true, true, Some(now));
@@ -351,12 +399,13 @@ impl PresenceView {
             TableEvent::Dropped { epoch, .. } => {
                 let owner = &writer.owners[slot];
                 if owner.epoch == *epoch && !writer.validity(self.own, owner).is_valid() {
-                    self.clear(writer, news, slot);
+                    let slot = self.clear(writer, news, slot);
                     writer.owners[slot].incomplete = true;
+                    self.publish(writer, news);
                 }
             }
             TableEvent::Evicted { .. } => {
-                self.clear(writer, news, slot);
+                let slot = self.clear(writer, news, slot);
                 let owner = &mut writer.owners[slot];
                 (owner.evicted, owner.live, owner.hears) = (true, false, Arc::default());
                 self.publish(writer, news);
@@ -369,7 +418,7 @@ impl PresenceView {
         &self,
         writer: &mut Writer,
         news: &mut News,
-        slot: usize,
+        mut slot: usize,
         (epoch, boot_id): (Epoch, BootId),
         seq: u64,
         ops: &[Op],
@@ -378,7 +427,7 @@ impl PresenceView {
         // Two processes with one epoch (a copied data directory): the one that speaks here is believed while it does.
         let other_process = epoch == owner.epoch && boot_id != owner.boot_id && !owner.live;
         if epoch > owner.epoch || other_process {
-            self.open_epoch(writer, news, slot, epoch, boot_id);
+            slot = self.open_epoch(writer, news, slot, epoch, boot_id);
             self.publish(writer, news);
         }
         let owner = &writer.owners[slot];
@@ -387,12 +436,13 @@ impl PresenceView {
         }
     }
 
-    /// Adopts a higher epoch: nothing of it is known yet.
-    fn open_epoch(&self, writer: &mut Writer, news: &mut News, slot: usize, epoch: Epoch, boot_id: BootId) {
-        self.clear(writer, news, slot);
+    /// Adopts a higher epoch: nothing of it is known yet. Returns the owner's slot, to be published.
+    fn open_epoch(&self, writer: &mut Writer, news: &mut News, slot: usize, epoch: Epoch, boot_id: BootId) -> usize {
+        let slot = self.clear(writer, news, slot);
         let owner = &mut writer.owners[slot];
         (owner.epoch, owner.boot_id, owner.incomplete) = (epoch, boot_id, false);
         (owner.live, owner.was_live, owner.hears) = (false, false, Arc::default());
+        slot
     }
 
     /// Applies what is new of consecutive operations.
@@ -423,32 +473,38 @@ impl PresenceView {
 
     /// Makes `ops`, claims sorted by key, the whole of an owner's claims.
     fn replace(&self, writer: &mut Writer, news: &mut News, slot: usize, seq: u64, ops: &[Op]) {
-        let stays = |key: &PresenceKey| ops.binary_search_by_key(&key, Op::key).is_ok();
-        self.remove_where(writer, news, slot, |key| !stays(key));
         for op in ops {
             self.apply_op(writer, news, slot, op);
+        }
+        if writer.owners[slot].claims > ops.len() {
+            self.remove_where(writer, news, slot, |key| ops.binary_search_by_key(&key, Op::key).is_err());
         }
         let owner = &mut writer.owners[slot];
         owner.incomplete = false;
         owner.seq.store(seq, Ordering::Relaxed);
     }
 
-    fn clear(&self, writer: &mut Writer, news: &mut News, slot: usize) {
-        self.remove_where(writer, news, slot, |_| true);
+    /// Ends all claims of a node. They are taken out later, so that this takes no time; returns the node's slot, to be published.
+    fn clear(&self, writer: &mut Writer, news: &mut News, slot: usize) -> usize {
+        let slot = match writer.owners[slot].claims {
+            0 => slot,
+            _ => writer.retire(slot).unwrap_or_else(|| {
+                self.remove_where(writer, news, slot, |_| true);
+                slot
+            }),
+        };
         writer.owners[slot].seq.store(0, Ordering::Relaxed);
+        slot
     }
 
+    /// Takes claims out by a walk over everything, while other writers wait.
     fn remove_where(&self, writer: &mut Writer, news: &mut News, slot: usize, gone: impl Fn(&PresenceKey) -> bool) {
-        if writer.owners[slot].claims == 0 {
-            return;
-        }
-        let mut releases = Vec::new();
-        for (key, claims) in &self.claims.pin() {
-            let claim = claims.as_slice().iter().find(|claim| usize::from(claim.owner) == slot);
-            if let Some(claim) = claim.filter(|_| gone(key)) {
-                releases.push(Op::Release { key: *key, clock_us: claim.clock_us, clean: false });
-            }
-        }
+        let of_owner = |(key, claims): (&PresenceKey, &Claims)| {
+            let claim = claims.as_slice().iter().find(|claim| usize::from(claim.owner) == slot)?;
+            Some(Op::Release { key: *key, clock_us: claim.clock_us, clean: false })
+        };
+        let all = writer.owners[slot].claims;
+        let mut releases: Vec<Op> = self.claims.pin().iter().filter_map(of_owner).take(all).filter(|op| gone(op.key())).collect();
         // The map's order must not show.
         releases.sort_unstable_by_key(|op| *op.key());
         for release in &releases {
@@ -486,7 +542,9 @@ impl PresenceView {
                 owner.claims -= 1;
                 if counts {
                     news.events.push(PresenceEvent::Released { key, rank, clean });
-                    news.lost.insert(key, clean);
+                }
+                if counts || owner.changes != owner.gathered {
+                    news.lost.insert(key, clean && counts);
                 }
             }
             (Op::Release { .. }, _) => return,
@@ -498,7 +556,7 @@ impl PresenceView {
     }
 
     /// Lets readers see the owners as they are now, and tells whose claims stopped or began to count.
-    fn publish(&self, writer: &Writer, news: &mut News) {
+    fn publish(&self, writer: &mut Writer, news: &mut News) {
         let entry = |owner: &Owner| OwnerEntry {
             node: owner.node,
             region: owner.region,
@@ -506,22 +564,26 @@ impl PresenceView {
             validity: writer.validity(self.own, owner),
             hears: Arc::clone(&owner.hears),
             seq: Arc::clone(&owner.seq),
+            retired: owner.retired,
         };
-        let after: Arc<Vec<OwnerEntry>> = Arc::new(writer.owners.iter().map(entry).collect());
-        let before = self.owners.swap(Arc::clone(&after));
-        self.publish_live(&after);
-        let mut changed = false;
-        for (before, after) in before.iter().zip(after.iter()) {
-            let node = after.node;
-            match (before.validity.is_valid(), after.validity.is_valid()) {
-                (true, false) => news.events.push(PresenceEvent::OwnerLost { node }),
-                (false, true) => news.events.push(PresenceEvent::OwnerBack { node }),
-                _ => continue,
+        let entries: Vec<OwnerEntry> = writer.owners.iter().map(entry).collect();
+        self.publish_live(&entries);
+        let mut untold = false;
+        for (owner, entry) in writer.owners.iter_mut().zip(&entries) {
+            let (node, valid) = (owner.node, entry.validity.is_valid());
+            if !owner.retired {
+                match (owner.published_valid.replace(valid), valid) {
+                    (Some(true), false) => news.events.push(PresenceEvent::OwnerLost { node }),
+                    (Some(false), true) => news.events.push(PresenceEvent::OwnerBack { node }),
+                    _ => continue,
+                }
+                owner.changes += 1;
             }
-            changed = true;
+            untold |= owner.claims > 0;
         }
-        if changed {
-            self.tell_keys(&before, &after, news);
+        self.owners.store(Arc::new(entries));
+        if untold {
+            self.untold.notify_one();
         }
     }
 
@@ -536,27 +598,5 @@ impl PresenceView {
             }
             news
         });
-    }
-
-    /// Walks all keys after owners became valid or invalid: a key may have lost its last valid claim, or have one again.
-    fn tell_keys(&self, before: &[OwnerEntry], after: &[OwnerEntry], news: &mut News) {
-        let mut back = Vec::new();
-        for (key, claims) in &self.claims.pin() {
-            let claims = claims.as_slice();
-            match (any_valid(before, claims), any_valid(after, claims)) {
-                (true, false) => {
-                    news.lost.insert(*key, false);
-                }
-                (false, true) => back.extend(claims.iter().filter(|claim| is_valid(after, claim)).map(|claim| (*key, *claim))),
-                _ => {}
-            }
-        }
-        back.sort_unstable_by_key(|(key, claim)| (*key, claim.owner));
-        news.events.extend(back.into_iter().map(|(key, claim)| PresenceEvent::Claimed {
-            key,
-            rank: Rank { clock_us: claim.clock_us, node: after[usize::from(claim.owner)].node },
-            home: claim.home,
-            kind: claim.kind,
-        }));
     }
 }
