@@ -8,6 +8,9 @@ use causeway_proto::id::Epoch;
 
 use crate::data_dir::write_durably;
 
+/// Starts that a restored backup of the counter may have missed.
+pub const EPOCH_AHEAD_MAX: u64 = 1 << 20;
+
 /// Why the epoch counter cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum EpochError {
@@ -61,12 +64,17 @@ impl EpochCounter {
         self.epoch
     }
 
-    /// Takes the epoch after the highest one that peers have seen under this node's id; does nothing if ours is higher already.
+    /// Takes the epoch after the highest one that peers have seen under this node's id; does nothing if ours is higher already, or if
+    /// theirs is further ahead than [`EPOCH_AHEAD_MAX`], because no backup is so old.
     ///
     /// # Errors
     /// [`EpochError::Io`], naming the file.
     pub fn pass(&mut self, highest_seen: Epoch) -> Result<(), EpochError> {
         if highest_seen < self.epoch {
+            return Ok(());
+        }
+        if highest_seen.0 - self.epoch.0 > EPOCH_AHEAD_MAX {
+            tracing::warn!(seen = %highest_seen, own = %self.epoch, "a peer tells of an epoch of this node that cannot be");
             return Ok(());
         }
         self.store(Epoch(highest_seen.0 + 1))
@@ -94,6 +102,9 @@ mod tests {
         assert_eq!(second.epoch(), Epoch(2));
         second.pass(Epoch(9)).expect("restored disk");
         assert_eq!(EpochCounter::raise(path.clone()).expect("third").epoch(), Epoch(11));
+        let mut counter = EpochCounter::raise(path.clone()).expect("fourth");
+        counter.pass(Epoch(u64::MAX)).expect("a lie changes nothing");
+        assert_eq!(counter.epoch(), Epoch(12));
         fs::write(&path, "nonsense").expect("damage");
         assert!(matches!(EpochCounter::raise(path), Err(EpochError::Damaged { .. })));
     }

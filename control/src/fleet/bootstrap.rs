@@ -93,6 +93,10 @@ pub(crate) async fn keep_standalone_formed(fleet: Arc<Fleet>, cancel: Cancellati
     while fleet.fleet_id().is_empty() {
         match cancel.run_until_cancelled(fleet.form(request.clone())).await {
             None | Some(Ok(_)) => return,
+            Some(Err(status)) if cancel.is_cancelled() => {
+                tracing::debug!(reason = status.message(), "told to stop before the fleet of one was formed");
+                return;
+            }
             Some(Err(status)) => tracing::warn!(reason = status.message(), "the fleet of one is not formed yet; trying again"),
         }
     }

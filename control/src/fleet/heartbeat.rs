@@ -47,7 +47,7 @@ impl Fleet {
             Err(status) => Err(status),
         };
         match answer {
-            Ok(reply) => self.heard_of_ourselves(reply.caller_seen.as_ref()),
+            Ok(reply) => self.heard_of_ourselves(leader, reply.caller_seen.as_ref()),
             Err(status) => tracing::debug!(%leader, reason = status.message(), "the leader did not take a heartbeat"),
         }
     }

@@ -191,7 +191,6 @@ impl Fleet {
             }
             return;
         }
-        self.heard_of_ourselves(answer.caller_seen.as_ref());
         remember(&self.directory, &mut answer);
     }
 
@@ -241,7 +240,7 @@ impl Fleet {
         let request = v1::JoinRequest { caller: Some(self.introduction()) };
         Ok(match within(super::PROPOSE_TIMEOUT, client.join(request)).await?.outcome {
             Some(Outcome::Admitted(admitted)) => {
-                self.heard_of_ourselves(admitted.caller_seen.as_ref());
+                self.heard_of_ourselves(node, admitted.caller_seen.as_ref());
                 Asked::Admitted
             }
             Some(Outcome::Leader(record)) => {

@@ -237,10 +237,17 @@ impl Fleet {
         self.seen.lock().get(&node).map_or(applied, |seen| seen.epoch.max(applied))
     }
 
-    /// A peer told what it has seen of this very node: a higher epoch, or ours by another process, means a copied data directory.
-    pub(crate) fn heard_of_ourselves(&self, seen: Option<&v1::EpochSeen>) {
+    /// `from` told what it has seen of this very node: a higher epoch, or ours by another process, means a copied data directory.
+    ///
+    /// Believed of this node's own Raft and of the elected leader, if it is a voter: any other peer's word must not end a process.
+    pub(crate) fn heard_of_ourselves(&self, from: NodeId, seen: Option<&v1::EpochSeen>) {
         let Some(seen) = seen.filter(|seen| seen.epoch >= self.own.epoch.0) else { return };
         if seen.epoch > self.own.epoch.0 || seen.boot_id.as_ref() != self.own.boot_id.0.as_slice() {
+            let group = self.consensus.group();
+            if from != self.own.id() && (group.leader != Some(from) || !group.voters.contains(&from)) {
+                tracing::debug!(%from, epoch = seen.epoch, "a node that does not lead tells of another process under this identity");
+                return;
+            }
             self.fail(Fatal::OwnEpochSuperseded { ours: self.own.epoch, theirs: Epoch(seen.epoch) });
         }
     }

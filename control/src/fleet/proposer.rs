@@ -64,7 +64,8 @@ async fn run(fleet: &Fleet) {
             continue;
         }
         let (command, after) = next_command(fleet, next);
-        match offer(fleet, command).await {
+        let (from, answer) = offer(fleet, command).await;
+        match answer {
             Ok(Reply::Applied { seq }) => {
                 announced = true;
                 next = Next::From((seq + 1).max(after));
@@ -72,7 +73,7 @@ async fn run(fleet: &Fleet) {
             Ok(Reply::Gap { expected_seq }) => next = Next::From(expected_seq),
             Ok(Reply::NeedsReset { at_least_seq }) => next = Next::Reset(at_least_seq),
             Ok(Reply::Superseded { epoch, boot_id }) => {
-                fleet.heard_of_ourselves(Some(&Incarnation { epoch, boot_id }.to_message()));
+                fleet.heard_of_ourselves(from, Some(&Incarnation { epoch, boot_id }.to_message()));
                 tokio::time::sleep(REFUSED_WAIT).await;
             }
             Ok(Reply::Refused(reason)) => {
@@ -108,17 +109,17 @@ fn next_command(fleet: &Fleet, next: Next) -> (PresenceCommand, u64) {
     (PresenceCommand::Reset { node, epoch, boot_id, seq: snapshot.seq, ops }, snapshot.seq + 1)
 }
 
-/// Offers a command to the leader, here or elsewhere.
-async fn offer(fleet: &Fleet, command: PresenceCommand) -> Result<Reply, NotDone> {
-    let admitted = fleet.consensus.machine().read(|state| state.fleet.nodes.contains_key(&fleet.own.id()));
+/// Offers a command to the leader, here or elsewhere; says who answered.
+async fn offer(fleet: &Fleet, command: PresenceCommand) -> (NodeId, Result<Reply, NotDone>) {
+    let own = fleet.own.id();
+    let admitted = fleet.consensus.machine().read(|state| state.fleet.nodes.contains_key(&own));
     if !admitted {
-        return Err(NotDone::Forward(None));
+        return (own, Err(NotDone::Forward(None)));
     }
-    let leader = match fleet.consensus.propose(Command::presence(&command)).await {
-        Err(NotDone::Forward(Some(leader))) if leader != fleet.own.id() => leader,
-        done => return done,
-    };
-    offer_to(fleet, leader, &command).await
+    match fleet.consensus.propose(Command::presence(&command)).await {
+        Err(NotDone::Forward(Some(leader))) if leader != own => (leader, offer_to(fleet, leader, &command).await),
+        done => (own, done),
+    }
 }
 
 async fn offer_to(fleet: &Fleet, leader: NodeId, command: &PresenceCommand) -> Result<Reply, NotDone> {

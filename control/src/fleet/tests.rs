@@ -381,6 +381,38 @@ async fn a_copied_data_directory_stops_the_process_that_was_first() {
     nodes.into_iter().for_each(|node| drop(node.kill()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_word_of_a_peer_that_does_not_lead_ends_no_process() {
+    let mut fleet = TestFleet::new();
+    let mut nodes = fleet.start_all(&[("a1", 1), ("b1", 2), ("c1", 3)]).await;
+    nodes[0].handles.admin.init_cluster(init(3)).await.unwrap();
+    all_healthy(&nodes).await;
+    let leader = NodeId(nodes[0].cluster().leader);
+    let (told, liar) = {
+        let mut others = nodes.iter().filter(|node| node.id() != leader);
+        (others.next().unwrap(), others.next().unwrap())
+    };
+    let lie = v1::EpochSeen { epoch: 99, boot_id: vec![9; 16].into() };
+    let control = &told.handles.status.fleet;
+    control.heard_of_ourselves(liar.id(), Some(&lie));
+    assert!(told.handles.fatal.borrow().is_none());
+    // Over the wire at the next start: it is neither believed nor does it use up the counter.
+    let process = super::Incarnation { epoch: Epoch(u64::MAX), boot_id: causeway_proto::id::BootId([9; 16]) };
+    let told_id = told.id();
+    liar.handles.status.fleet.saw(told_id, process);
+    fleet.seeds = vec![liar.addr.to_string()];
+    let position = nodes.iter().position(|node| node.id() == told_id).unwrap();
+    let again = fleet.restart(nodes.remove(position).kill()).await;
+    assert_eq!(again.handles.epoch, Epoch(2));
+    nodes.push(again);
+    all_healthy(&nodes).await;
+    assert!(nodes[2].handles.fatal.borrow().is_none());
+    let leader = NodeId(nodes[2].cluster().leader);
+    nodes[2].handles.status.fleet.heard_of_ourselves(leader, Some(&lie));
+    assert!(nodes[2].handles.fatal.borrow().is_some(), "the elected leader's word counts");
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
 fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::fleet_state::FleetState;
 use super::snapshot::{SnapshotFile, SnapshotStore};
 use super::types::{Command, Entry, LogId, Reply, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::presence::fence::Member;
 use crate::presence::{self, Outcome, PresenceView, Refusal, Table, TableEvent, TableSnapshot};
 
 /// The replicated state, and what openraft needs to know about it.
@@ -36,7 +37,7 @@ pub(crate) struct FleetView {
     /// Nodes whose present epoch is fenced.
     pub(crate) fenced: BTreeSet<NodeId>,
     /// Owners, their epochs and fences, as the leader's fence monitor takes them.
-    pub(crate) owners: BTreeMap<NodeId, presence::fence::Member>,
+    pub(crate) owners: BTreeMap<NodeId, Member>,
 }
 
 /// A group's state machine. Clones share it.
@@ -103,16 +104,13 @@ impl StateMachine {
 
     fn publish(&self) {
         let view = self.read(|state| {
-            let owners: BTreeMap<_, _> = state.table.owners().map(|(node, owner)| (node, member(node, owner))).collect();
+            let owners: BTreeMap<_, _> =
+                state.table.owners().map(|(node, owner)| (node, Member::of_table(node, owner))).collect();
             let fenced = owners.values().filter(|owner| owner.fenced).map(|owner| owner.node).collect();
             FleetView { fleet: Arc::new(state.fleet.clone()), fenced, owners }
         });
         self.inner.changed.send_replace(Arc::new(view));
     }
-}
-
-fn member(node: NodeId, owner: &presence::table::TableOwner) -> presence::fence::Member {
-    presence::fence::Member { node, epoch: owner.epoch, fenced: owner.is_fenced(), dropped: owner.dropped }
 }
 
 fn apply_command(state: &mut Replicated, command: &Command, events: &mut Vec<TableEvent>, fleet_changed: &mut bool) -> Reply {
