@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use causeway_ops::fleet::node::CAUSEWAYD_VARIABLE;
 use causeway_proto::key::NodePublic;
 use causeway_rpc::v1::operator_client::OperatorClient;
 use causeway_rpc::v1::{GetClusterStatusRequest, GetPresenceRequest, PresenceEntry};
@@ -15,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::logs::{self, Expected};
-use crate::metrics::{Accounting, Scrape};
+use crate::metrics::{Accounting, Scrape, http_get};
 use crate::programs::Programs;
 
 /// A fleet on a busy machine may take this long to become healthy.
@@ -102,6 +103,10 @@ pub struct Cluster {
     programs: Programs,
     ready: Ready,
     dev: Child,
+    /// Runs in place of `causewayd`.
+    stand_in: Option<PathBuf>,
+    /// What no output may hold, beside the keys in the fleet's own files.
+    secrets: Vec<String>,
     // These last, in this order: the directory is removed after the processes have ended, then the next fleet may start.
     dir: TempDir,
     _turn: Turn,
@@ -125,6 +130,14 @@ impl Cluster {
     /// # Errors
     /// See [`Self::start`].
     pub async fn start_with(arguments: &[String]) -> anyhow::Result<Self> {
+        Self::start_as(None, arguments).await
+    }
+
+    /// As [`Self::start_with`], but every node is started by the program `stand_in`, which must become `causewayd` by `exec`.
+    ///
+    /// # Errors
+    /// See [`Self::start`].
+    pub async fn start_as(stand_in: Option<&Path>, arguments: &[String]) -> anyhow::Result<Self> {
         let turn = Turn::take().await?;
         let programs = Programs::get()?;
         let dir = tempfile::Builder::new().prefix("cw").tempdir()?;
@@ -132,6 +145,7 @@ impl Cluster {
         let output = std::fs::File::create(dir.path().join("dev.log"))?;
         let mut dev = Command::new(programs.causeway())
             .arg("dev")
+            .envs(stand_in.map(|program| (CAUSEWAYD_VARIABLE, program)))
             .args(arguments)
             .arg("--dir")
             .arg(dir.path().join("fleet"))
@@ -151,7 +165,10 @@ impl Cluster {
         .await;
         let ready = started.and_then(|()| read_ready(&ready_file));
         match ready {
-            Ok(ready) => Ok(Self { programs, ready, dev, dir, _turn: turn }),
+            Ok(ready) => {
+                let stand_in = stand_in.map(Path::to_owned);
+                Ok(Self { programs, ready, dev, stand_in, secrets: Vec::new(), dir, _turn: turn })
+            }
             Err(error) => {
                 end(&mut dev);
                 let said = tail(&dir.path().join("dev.log"));
@@ -219,6 +236,7 @@ impl Cluster {
 
     async fn dev_action(&self, action: &str, node: &str) -> anyhow::Result<()> {
         let output = tokio::process::Command::new(self.programs.causeway())
+            .envs(self.stand_in.as_ref().map(|program| (CAUSEWAYD_VARIABLE, program)))
             .args(["dev", action, node, "--dir"])
             .arg(self.fleet_dir())
             .stdin(Stdio::null())
@@ -226,6 +244,11 @@ impl Cluster {
             .await?;
         ensure!(output.status.success(), "causeway dev {action} {node}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+
+    /// Names a secret that lies in no file of the fleet's directory: no output may hold it.
+    pub fn guard_secret(&mut self, secret: &str) {
+        self.secrets.push(secret.to_owned());
     }
 
     /// Adds configuration fields (`KEY=VALUE`) to a stopped node; they hold from its next start.
@@ -270,11 +293,16 @@ impl Cluster {
     /// Runs `causeway` with `arguments` against the operator socket of `node`.
     ///
     /// # Errors
-    /// It cannot be run at all; its exit code is in the output.
+    /// It cannot be run at all, or prints a secret; its exit code is in the output.
     pub async fn causeway(&self, node: &str, arguments: &[&str]) -> anyhow::Result<std::process::Output> {
         let mut command = tokio::process::Command::new(self.programs.causeway());
         command.arg("--socket").arg(&self.node(node).operator_socket).args(arguments).stdin(Stdio::null());
-        Ok(command.output().await?)
+        let output = command.output().await?;
+        let secrets = self.all_secrets()?;
+        for text in [&output.stdout, &output.stderr] {
+            ensure!(!logs::holds_secret(&String::from_utf8_lossy(text), &secrets), "causeway {arguments:?} printed a secret");
+        }
+        Ok(output)
     }
 
     /// Runs `causeway -o json` and parses what it prints.
@@ -376,7 +404,11 @@ impl Cluster {
     /// What was found.
     pub async fn finish(mut self, alive: &[&str], expected: &Expected) -> anyhow::Result<()> {
         self.wait_balanced(alive).await?;
-        let secrets = [std::fs::read_to_string(&self.ready.mesh_key_file)?.trim().to_owned()];
+        let secrets = self.all_secrets()?;
+        for node in alive {
+            let exported = http_get(&self.node(node).metrics).await?;
+            ensure!(!logs::holds_secret(&exported, &secrets), "the metrics of {node} hold a secret");
+        }
         let fleet_logs = self.ready.nodes.iter().map(|node| node.log.clone()).collect::<Vec<_>>();
         let pids = self.node_pids();
         // The logs go with the fleet's directory: keep what they said until the end.
@@ -399,6 +431,15 @@ impl Cluster {
             .await?;
         ensure!(!self.fleet_dir().exists(), "the fleet's directory is still there");
         Ok(())
+    }
+
+    /// The mesh key, the nodes' identities, the keys of their certificates and of the CA, and what tests named.
+    fn all_secrets(&self) -> anyhow::Result<Vec<String>> {
+        let mut secrets = logs::secrets_below(&self.fleet_dir())?;
+        // The mesh key, and of every node its identity and the key of its certificate; the CA's key as well.
+        ensure!(secrets.len() >= 2 + 2 * self.ready.nodes.len(), "only {} secrets were found: look elsewhere", secrets.len());
+        secrets.extend(self.secrets.iter().cloned());
+        Ok(secrets)
     }
 
     fn node_pids(&self) -> Vec<u32> {

@@ -48,13 +48,15 @@ fn build() -> anyhow::Result<PathBuf> {
     let folder = executable.parent().context("a program lies in a folder")?;
     let profile_dir = if folder.ends_with("deps") { folder.parent().context("TARGET/PROFILE/deps")? } else { folder };
     let target_dir = profile_dir.parent().context("a profile's folder lies in the target folder")?;
-    let mut command = Command::new(env!("CARGO"));
+    // `cargo test` names itself; another cargo than that one would build everything anew.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
+    let mut command = Command::new(&cargo);
     command.args(["build", "--quiet", "-p", "causeway-node", "-p", "causeway-ops", "--bins", "--target-dir"]);
     command.arg(target_dir).current_dir(repository());
     if profile_dir.ends_with("release") {
         command.arg("--release");
     }
-    let output = command.output().with_context(|| format!("run {}", env!("CARGO")))?;
+    let output = command.output().with_context(|| format!("run {}", cargo.display()))?;
     if !output.status.success() {
         bail!("the programs under test do not build:\n{}", String::from_utf8_lossy(&output.stderr));
     }

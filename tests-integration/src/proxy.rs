@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wait_for};
 
 /// Forming anew after every node was restarted behind its proxy.
 const HEALTHY_DEADLINE: Duration = Duration::from_secs(60);
@@ -61,10 +61,14 @@ impl MeshProxies {
         let first = cluster.nodes().first().context("a fleet has nodes")?;
         cluster.wait_healthy(&first.name, HEALTHY_DEADLINE).await?;
         // Whatever was dialled around the proxies, on addresses from before, must be gone for a cut to mean anything.
-        let connected =
-            proxies.shared.state.lock().open.iter().map(|(from, to, _)| (from.clone(), to.clone())).collect::<BTreeSet<_>>();
         let pairs = cluster.nodes().len() * (cluster.nodes().len() - 1);
-        ensure!(connected.len() == pairs, "only these pairs are connected through the proxies: {connected:?}");
+        let mut connected = BTreeSet::new();
+        let all = wait_for("all pairs to be connected through the proxies", HEALTHY_DEADLINE, async || {
+            connected = proxies.shared.state.lock().open.iter().map(|(from, to, _)| (from.clone(), to.clone())).collect();
+            Ok((connected.len() == pairs).then_some(()))
+        })
+        .await;
+        all.with_context(|| format!("only these are: {connected:?}"))?;
         Ok(proxies)
     }
 

@@ -38,7 +38,7 @@ async fn interop_stock_go_clients_and_mesh_peers_pass_every_scenario() -> anyhow
     let cluster = Cluster::start_with(&arguments).await?;
 
     let map_file = dir.path().join("map.json");
-    std::fs::write(&map_file, cluster.causeway("a-1", &["derpmap"]).await?.stdout)?;
+    std::fs::write(&map_file, cluster.causeway("a-1", &["-o", "json", "derpmap"]).await?.stdout)?;
     let output = tokio::process::Command::new(program)
         .arg("-map")
         .arg(&map_file)

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests; a skipped one says so")]
 
+mod bad_bytes;
 mod boundaries;
 mod demo;
 mod derp;
@@ -9,9 +10,11 @@ mod dev;
 mod failover;
 mod interop;
 mod local;
+mod machine_faults;
 mod mesh;
 mod operator;
 mod presence;
 mod startup_errors;
 mod stun;
 mod terraform;
+mod traces;

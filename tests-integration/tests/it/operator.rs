@@ -65,7 +65,7 @@ async fn the_command_line_tells_the_truth_about_a_fleet() -> anyhow::Result<()> 
     assert_eq!(list(&raft["members"]).len(), 6, "{raft}");
 
     // The map of the operator API is the map clients load, and names every node with a name and an address that TLS can verify.
-    let by_operator = cluster.causeway("a-1", &["derpmap"]).await?;
+    let by_operator = cluster.causeway("a-1", &["-o", "json", "derpmap"]).await?;
     let by_operator = DerpMap::from_json(&by_operator.stdout)?;
     let trust = Trust::ca_file(&cluster.ready().ca_file)?;
     let by_http = load_map(&cluster.ready().derpmap_url, Some(&trust)).await?;

@@ -2,13 +2,25 @@
 
 use std::time::Duration;
 
-use causeway_rpc::v1::WatchPresenceRequest;
+use anyhow::Context as _;
+use causeway_rpc::v1::{GetNodeStatusRequest, WatchPresenceRequest};
 use causeway_tests_integration::client::{SETTLE, TestClient, exchange_in_order};
 use causeway_tests_integration::cluster::Cluster;
 use causeway_tests_integration::logs::Expected;
 
-/// How long one key stays connected in two regions. Churn would show within a heartbeat or a probe, both a few seconds.
-const SIDE_BY_SIDE: Duration = Duration::from_secs(12);
+/// How long one key stays connected in two regions: a clone alarm, the slowest thing that could go wrong, takes 30 s.
+const SIDE_BY_SIDE: Duration = Duration::from_secs(32);
+/// The same for `make soak`.
+const SIDE_BY_SIDE_LONG: Duration = Duration::from_secs(120);
+/// Set by `make soak`: tests that watch for something not to happen watch longer.
+const LONG_VARIABLE: &str = "CAUSEWAY_LONG_TESTS";
+
+/// What `of` published so far, as `observer` knows it.
+async fn sequence(cluster: &Cluster, observer: &str, of: &str) -> anyhow::Result<u64> {
+    let status = cluster.operator(observer).await?.get_node_status(GetNodeStatusRequest {}).await?.into_inner();
+    let peer = status.peers.into_iter().find(|peer| peer.name == of);
+    Ok(peer.with_context(|| format!("{observer} knows no {of}"))?.known_seq)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_key_in_two_regions_is_served_locally_in_both_without_churn() -> anyhow::Result<()> {
@@ -25,7 +37,9 @@ async fn one_key_in_two_regions_is_served_locally_in_both_without_churn() -> any
 
     let watch = WatchPresenceRequest { key: key.as_bytes().to_vec().into(), changes_only: true };
     let mut changes = cluster.operator("a-1").await?.watch_presence(watch).await?.into_inner();
-    let end = tokio::time::Instant::now() + SIDE_BY_SIDE;
+    let before = [sequence(&cluster, "a-1", "b-1").await?, sequence(&cluster, "b-1", "a-1").await?];
+    let long = std::env::var_os(LONG_VARIABLE).is_some();
+    let end = tokio::time::Instant::now() + if long { SIDE_BY_SIDE_LONG } else { SIDE_BY_SIDE };
     let mut number = 0_u32;
     while tokio::time::Instant::now() < end {
         near_home.send(key, &number.to_be_bytes()).await?;
@@ -42,6 +56,13 @@ async fn one_key_in_two_regions_is_served_locally_in_both_without_churn() -> any
     }
     assert!(number > 20, "the test hardly ran: {number} rounds");
     assert!(home.health().is_empty() && side.health().is_empty(), "no alarm: {:?} {:?}", home.health(), side.health());
+
+    for node in ["a-1", "b-1"] {
+        let alarms = cluster.metrics(node).await?.sum("causeway_clients_clone_alarms_raised_total", &[]);
+        assert_eq!(alarms, Some(0.0), "{node} raised an alarm");
+    }
+    let after = [sequence(&cluster, "a-1", "b-1").await?, sequence(&cluster, "b-1", "a-1").await?];
+    assert_eq!(before, after, "claims were published anew while nothing happened");
 
     // A third region would prefer the home; here the claim of the home says so.
     let entry = cluster.presence("b-1", key).await?.expect("present");

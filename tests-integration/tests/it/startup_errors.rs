@@ -11,13 +11,23 @@ use causeway_tests_integration::client::{TestClient, exchange_all};
 use causeway_tests_integration::cluster::Cluster;
 use causeway_tests_integration::files::{copy_files, files_below, write_private};
 use causeway_tests_integration::logs::Expected;
+use tokio::process::Command;
 
 /// A node that must not run has ended by then.
 const ENDED: Duration = Duration::from_secs(30);
 
 /// Starts `causewayd` with the configuration of `node`, every port anew, and `sets` on top.
 fn another(cluster: &Cluster, node: &str, sets: &[String]) -> anyhow::Result<tokio::process::Child> {
-    let mut command = tokio::process::Command::new(cluster.programs().causewayd());
+    another_by(cluster, Command::new(cluster.programs().causewayd()), node, sets)
+}
+
+/// As [`another`], by a command that becomes `causewayd`.
+pub(crate) fn another_by(
+    cluster: &Cluster,
+    mut command: Command,
+    node: &str,
+    sets: &[String],
+) -> anyhow::Result<tokio::process::Child> {
     command.arg("--config").arg(cluster.node_dir(node).join("node.toml"));
     let socket = format!("operator.socket=\"{}\"", cluster.dir().join("another/operator.sock").display());
     let ports = ["derp.listen", "derp.plain_http_listen", "stun.listen", "mesh.listen", "metrics.listen"];
@@ -29,7 +39,7 @@ fn another(cluster: &Cluster, node: &str, sets: &[String]) -> anyhow::Result<tok
 }
 
 /// Waits until it ends by itself, in failure, and gives what it said.
-async fn refused(process: tokio::process::Child, named: &[&str]) -> anyhow::Result<()> {
+pub(crate) async fn refused(process: tokio::process::Child, named: &[&str]) -> anyhow::Result<()> {
     let Output { status, stdout, stderr } =
         tokio::time::timeout(ENDED, process.wait_with_output()).await.context("it runs on as if nothing were wrong")??;
     let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
@@ -40,7 +50,7 @@ async fn refused(process: tokio::process::Child, named: &[&str]) -> anyhow::Resu
     Ok(())
 }
 
-fn field(name: &str, value: &Path) -> String {
+pub(crate) fn field(name: &str, value: &Path) -> String {
     format!("{name}=\"{}\"", value.display())
 }
 
@@ -76,7 +86,7 @@ async fn strangers_and_doubles_are_refused_and_the_fleet_goes_on() -> anyhow::Re
     }
     exchange_all(&mut clients, "after all that").await?;
     drop(clients);
-    let expected = Expected::default().line("mesh").line("peer").line("watch").line("link").line("raft").line("fence");
+    let expected = Expected::default();
     cluster.finish(&nodes, &expected).await
 }
 
@@ -122,8 +132,7 @@ async fn of_a_node_and_its_copy_only_one_runs_on() -> anyhow::Result<()> {
     let mut clients = vec![TestClient::connect(&cluster, "a-1").await?, TestClient::connect(&cluster, "b-1").await?];
     exchange_all(&mut clients, "the others").await?;
     drop(clients);
-    let expected =
-        Expected::default().line("copied").line("peer").line("watch").line("link").line("raft").line("fence").line("epoch");
+    let expected = Expected::default();
     cluster.finish(&["a-1", "b-1"], &expected).await
 }
 
@@ -160,7 +169,7 @@ async fn a_damaged_log_is_named_and_never_believed() -> anyhow::Result<()> {
     let mut clients = vec![client, TestClient::connect(&cluster, "b-1").await?];
     exchange_all(&mut clients, "the others").await?;
     drop(clients);
-    let expected =
-        Expected::default().line("damaged").line("corrupt").line("raft").line("peer").line("watch").line("link").line("fence");
+    // The log's library names the place before the node names the file.
+    let expected = Expected::default().line("ERROR chunked_wal::chunk: ");
     cluster.finish(&["a-1", "b-1"], &expected).await
 }
