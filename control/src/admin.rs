@@ -134,14 +134,14 @@ impl Admin {
     ///
     /// # Errors
     /// [`AdminError`]; [`AdminError::Unavailable`] names the leader if this node does not lead.
-    pub async fn evict(&self, node: &str) -> Result<(), AdminError> {
+    pub async fn evict(&self, node: &str) -> Result<NodeId, AdminError> {
         use crate::raft::types::{Command, Reply};
         let nodes = self.fleet.directory.nodes();
         let id = nodes.find(node).ok_or_else(|| AdminError::NotFound(format!("node `{node}` is not known")))?.id();
         let command = Command::new(v1::raft_command::Command::EvictNode(v1::EvictNode { node_id: id.0 }));
         match self.fleet.consensus.propose(command).await {
             Ok(Reply::Refused(reason)) => Err(AdminError::Invalid(reason)),
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(id),
             Err(NotDone::Forward(Some(leader))) => {
                 let name = nodes.get(leader).map_or_else(|| leader.to_string(), |node| node.record.name.clone());
                 Err(AdminError::Unavailable(format!("only the leader evicts: ask node `{name}`")))

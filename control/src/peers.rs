@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::discovery::NodeSet;
-use crate::identity::{Alpn, MeshTls, MeshTlsError};
+use crate::identity::{Alpn, EvictableStream, MeshTls, MeshTlsError};
 
 /// HTTP/2 ping while a connection is open.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -123,8 +123,8 @@ impl PeerChannels {
             .connect_with_connector_lazy(tower::service_fn(move |_| {
                 let (tls, addr) = (Arc::clone(&tls), addr.clone());
                 async move {
-                    let (stream, _) = tls.connect(&addr, expected, Alpn::Grpc).await?;
-                    Ok::<_, MeshTlsError>(TokioIo::new(stream))
+                    let (stream, peer) = tls.connect(&addr, expected, Alpn::Grpc).await?;
+                    Ok::<_, MeshTlsError>(TokioIo::new(EvictableStream::new(stream, peer, tls)))
                 }
             }))
     }

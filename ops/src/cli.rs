@@ -357,6 +357,11 @@ pub enum NodeCommand {
         /// Name or id.
         node: Option<String>,
     },
+    /// Removes a node from the fleet for good; ask the leader. It can only return as a new node, with an empty data directory.
+    Evict {
+        /// Name or id.
+        node: String,
+    },
 }
 
 /// Regions of the fleet.

@@ -111,6 +111,13 @@ impl Operator for Node {
         }
     }
 
+    async fn evict_node(&self, request: Request<v1::EvictNodeRequest>) -> Result<Response<v1::EvictNodeResponse>, Status> {
+        match request.into_inner().node.as_str() {
+            "0000000000000b01" => Ok(Response::new(v1::EvictNodeResponse { node_id: B_1 })),
+            _ => Err(Status::unavailable("only the leader evicts: ask node `b-1`")),
+        }
+    }
+
     async fn get_cluster_status(&self, _: Request<v1::GetClusterStatusRequest>) -> Result<Response<v1::ClusterStatus>, Status> {
         Ok(Response::new(v1::ClusterStatus {
             fleet_id: "f1".to_owned(),
@@ -292,6 +299,7 @@ async fn tables_are_aligned_and_complete() {
              a-1   0000000000000a01  a (901)  leader   yes    no      3      0       127.0.0.1:7001  0.1.0\n\
              b-1   0000000000000b01  b (902)  learner  yes    no      3      1,234   127.0.0.1:7001  0.1.0\n",
         ),
+        (&["node", "evict", "b-1"], "b-1 (0000000000000b01) is evicted\n"),
         (
             &["region", "ls"],
             "REGION  ID   NAME      NODES  HEARD  CLAIMS\n\
@@ -395,6 +403,8 @@ async fn every_failure_has_its_exit_code_and_says_why() {
     let cases: &[(&[&str], i32, &str)] = &[
         (&["presence", "get", &other], 3, "nobody claims this key"),
         (&["node", "get", "c-1"], 3, "there are a-1, b-1"),
+        (&["node", "evict", "c-1"], 3, "there are a-1, b-1"),
+        (&["node", "evict", "a-1"], 4, "ask node `b-1`"),
         (&["presence", "ls", "--region", "z"], 3, "there are a, b"),
         (&["ping", "nowhere"], 3, "nowhere"),
         (&["ping", "cut"], 4, "no connection to cut"),

@@ -187,7 +187,8 @@ fn serve(listener: TcpListener, handles: &Handles, deps: &Deps) {
             });
         }
     });
-    let serving = mesh_server::serve(ReceiverStream::new(incoming), handles.routes.clone(), deps.cancel.clone());
+    let (routes, tls) = (handles.routes.clone(), Arc::clone(&handles.mesh_tls));
+    let serving = mesh_server::serve(ReceiverStream::new(incoming), routes, tls, deps.cancel.clone());
     deps.tracker.spawn(serving);
 }
 
@@ -360,6 +361,35 @@ async fn a_standalone_node_forms_its_own_fleet_and_an_evicted_one_stops() {
     nodes[0].handles.admin.evict("a1").await.unwrap();
     let mut fatal = nodes[0].handles.fatal.clone();
     tokio::time::timeout(PATIENCE, fatal.wait_for(|fatal| *fatal == Some(Fatal::Evicted))).await.unwrap().unwrap();
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn eviction_cuts_what_is_open_to_the_evicted_node() {
+    let mut fleet = TestFleet::new();
+    let nodes = fleet.start_all(&[("a1", 1), ("b1", 2), ("c1", 3)]).await;
+    let voters = vec!["a1".to_owned()];
+    nodes[0].handles.admin.init_cluster(v1::InitClusterRequest { voters, ..init(3) }).await.unwrap();
+    all_healthy(&nodes).await;
+    nodes[2].claim(key(7));
+    eventually("a claim to end", async || nodes[1].handles.view.has_valid_claim(&key(7))).await;
+    // A stream that the evicted node holds open and that speaks every second.
+    let channel = nodes[2].handles.peers.channel(nodes[1].id(), crate::ChannelUse::Watch).unwrap();
+    let follow = v1::FollowRequest { follower_id: nodes[2].id().0, ..Default::default() };
+    let mut open = v1::watch_client::WatchClient::new(channel.clone()).follow(follow.clone()).await.unwrap().into_inner();
+    open.message().await.unwrap().expect("a hello");
+    let refused = nodes[1].handles.admin.evict("c1").await.unwrap_err().to_string();
+    assert!(refused.contains("ask node `a1`"), "{refused}");
+    nodes[0].handles.admin.evict("c1").await.unwrap();
+    let ended = async { while let Ok(Some(_)) = open.message().await {} };
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the open stream is cut within 5 s");
+    assert!(v1::watch_client::WatchClient::new(channel).follow(follow).await.is_err(), "and it is not let in again");
+    eventually("its claims are gone", async || !nodes[1].handles.view.has_valid_claim(&key(7))).await;
+    eventually("the fleet is healthy without it", async || {
+        let cluster = nodes[0].cluster();
+        cluster.healthy && cluster.nodes.len() == 2
+    })
+    .await;
     nodes.into_iter().for_each(|node| drop(node.kill()));
 }
 

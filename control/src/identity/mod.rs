@@ -1,12 +1,14 @@
 //! Who a node is and whom it trusts: the fleet's certificate authority, the node's own key, mutual TLS between nodes.
 
 mod certificate;
+mod evictable;
 mod fleet_ca;
 mod node_key;
 mod tls;
 
 use causeway_proto::id::NodeId;
 
+pub(crate) use evictable::EvictableStream;
 pub use fleet_ca::{FleetCa, FleetTrust};
 pub use node_key::{NodeKey, NodeKeyError};
 pub use tls::{Alpn, HANDSHAKE_TIMEOUT, MeshStream, MeshTls, MeshTlsError};

@@ -126,7 +126,7 @@ impl Node {
             }
         }));
         let routes = tonic::service::Routes::new(service);
-        tracker.spawn(crate::mesh_server::serve(ReceiverStream::new(incoming), routes, cancel.clone()));
+        tracker.spawn(crate::mesh_server::serve(ReceiverStream::new(incoming), routes, Arc::clone(&tls), cancel.clone()));
         let (nodes, nodes_receiver) = watch::channel(Arc::new(NodeSet::new(id, [])));
         let peers = PeerChannels::new(tls, nodes_receiver);
         let stop = cancel.clone().drop_guard();

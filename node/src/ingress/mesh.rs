@@ -73,7 +73,8 @@ impl MeshDoor {
     pub fn open(parts: MeshDoorParts) -> Arc<Self> {
         let (grpc, connections) = mpsc::channel(GRPC_QUEUE);
         let cancel = parts.tasks.cancel.clone();
-        let server = mesh_server::serve(ReceiverStream::new(connections), parts.routes.clone(), cancel.clone());
+        let server =
+            mesh_server::serve(ReceiverStream::new(connections), parts.routes.clone(), Arc::clone(&parts.tls), cancel.clone());
         let serve = async move {
             let cut = async {
                 cancel.cancelled().await;

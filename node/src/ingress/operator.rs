@@ -104,7 +104,7 @@ fn role_needed(method: &str) -> Option<Role> {
     ];
     match method.strip_prefix('/')?.split_once('/')? {
         ("causeway.v1.Operator", name) if READS.contains(&name) => Some(Role::Viewer),
-        ("causeway.v1.Operator", "InitCluster") => Some(Role::Operator),
+        ("causeway.v1.Operator", "InitCluster" | "EvictNode") => Some(Role::Operator),
         ("grpc.health.v1.Health", "Check" | "Watch" | "List") => Some(Role::Viewer),
         ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo") => Some(Role::Viewer),
         _ => None,
@@ -503,7 +503,7 @@ mod tests {
         let operator = services.clone().find(|service| service.name() == "Operator").unwrap();
         for method in &operator.method {
             let role = role_needed(&format!("/causeway.v1.Operator/{}", method.name()));
-            let wanted = if method.name() == "InitCluster" { Role::Operator } else { Role::Viewer };
+            let wanted = if ["InitCluster", "EvictNode"].contains(&method.name()) { Role::Operator } else { Role::Viewer };
             assert_eq!(role, Some(wanted), "{}", method.name());
         }
         for service in services.filter(|service| service.name() != "Operator") {

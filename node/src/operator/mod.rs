@@ -174,6 +174,13 @@ impl Operator for OperatorService {
         Ok(Response::new(self.parts.admin.init_cluster(request).await?))
     }
 
+    async fn evict_node(&self, request: Request<v1::EvictNodeRequest>) -> Result<Response<v1::EvictNodeResponse>, Status> {
+        let node = request.into_inner().node;
+        tracing::info!(node, "an operator evicts a node");
+        let evicted = self.parts.admin.evict(&node).await?;
+        Ok(Response::new(v1::EvictNodeResponse { node_id: evicted.0 }))
+    }
+
     async fn get_cluster_status(&self, _: Request<v1::GetClusterStatusRequest>) -> Result<Response<v1::ClusterStatus>, Status> {
         Ok(Response::new(self.parts.status.cluster()))
     }

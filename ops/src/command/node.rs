@@ -208,6 +208,12 @@ impl OwnView {
     }
 }
 
+#[derive(Serialize)]
+struct Evicted {
+    name: String,
+    node_id: String,
+}
+
 /// Runs `causeway node ...`.
 ///
 /// # Errors
@@ -223,6 +229,13 @@ pub async fn run(command: NodeCommand, settings: &Settings, output: &mut Output<
         NodeCommand::Get { node: Some(node) } => {
             let view = NodeView::new(names.find(&node)?.clone());
             Ok(output.one(&view, || view.text())?)
+        }
+        NodeCommand::Evict { node } => {
+            let record = names.find(&node)?.node.clone().unwrap_or_default();
+            let asked = v1::EvictNodeRequest { node: node_id_text(record.node_id) };
+            let evicted =
+                Evicted { name: record.name, node_id: node_id_text(operator.evict_node(asked).await?.get_ref().node_id) };
+            Ok(output.one(&evicted, || format!("{} ({}) is evicted\n", evicted.name, evicted.node_id))?)
         }
         NodeCommand::Get { node: None } => {
             let status = operator.get_node_status(v1::GetNodeStatusRequest {}).await?.into_inner();
