@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use causeway_node::app::{self, Options};
 use causeway_node::config::cli::{Cli, EXIT_FAILED, EXIT_OK, EXIT_USAGE};
 use causeway_node::config::{Config, FileConfig};
+use causeway_node::telemetry::stderr::StandardError;
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -27,13 +28,16 @@ fn main() -> ExitCode {
     }
     let options = Options { ready_file: cli.ready_file, leash: cli.leash, effective: file.to_line().unwrap_or_default() };
     match app::run(config, &options) {
-        Ok(()) => ExitCode::from(EXIT_OK),
+        Ok(()) => {
+            drop(StandardError.flush());
+            ExitCode::from(EXIT_OK)
+        }
         Err(error) => fail(EXIT_FAILED, &format_args!("{error:#}")),
     }
 }
 
-/// Says why on standard error. Nothing can be done if that is closed.
+/// Says why on standard error, after all that was logged. Nothing can be done if that is closed or takes nothing.
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    drop(writeln!(std::io::stderr(), "causewayd: {error}"));
+    drop(StandardError.write_all(format!("causewayd: {error}\n").as_bytes()).and_then(|()| StandardError.flush()));
     ExitCode::from(code)
 }

@@ -1,11 +1,10 @@
 //! Log lines on standard error, as text or JSON, and the layer that hands spans to the trace exporter.
 
-use std::io;
-
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer};
 
+use super::stderr::StandardError;
 use super::traces::Traces;
 use crate::config::LogFormat;
 
@@ -28,12 +27,57 @@ const QUIETER: &str = "openraft=off,chunked_wal=warn,raft_log=warn";
 /// # Errors
 /// [`LogsError`].
 pub fn init(filter: &str, format: LogFormat, traces: Option<&Traces>) -> Result<(), LogsError> {
-    let filter = EnvFilter::builder().parse(format!("{QUIETER},{filter}"))?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| StandardError);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces.map(Traces::layer)).try_init()?;
+    tracing_subscriber::registry().with(lines.with_filter(self::filter(filter)?)).with(traces.map(Traces::layer)).try_init()?;
     Ok(())
+}
+
+fn filter(configured: &str) -> Result<EnvFilter, LogsError> {
+    Ok(EnvFilter::builder().parse(format!("{QUIETER},{configured}"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    fn logged(configured: &str) -> String {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let writer = Arc::clone(&written);
+        let lines = tracing_subscriber::fmt::layer().with_writer(move || Buffer(Arc::clone(&writer)));
+        let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter(configured).expect("directives")));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(target: "openraft::raft::raft_inner", "of the library");
+            tracing::info!("of ours");
+        });
+        let bytes = std::mem::take(&mut *written.lock());
+        String::from_utf8(bytes).expect("text")
+    }
+
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Buffer {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn libraries_are_quiet_unless_the_configuration_says_otherwise() {
+        let default = logged("info");
+        assert!(default.contains("of ours") && !default.contains("of the library"), "{default}");
+        assert!(logged("info,openraft=error").contains("of the library"));
+    }
 }

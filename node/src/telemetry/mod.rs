@@ -4,4 +4,5 @@ pub mod exporter;
 pub mod grpc;
 pub mod logs;
 pub mod process;
+pub mod stderr;
 pub mod traces;

@@ -7,6 +7,8 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use super::stderr;
+
 /// Panics of any thread since start. A panic ends one connection only, and must be 0 in every test.
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
@@ -38,7 +40,10 @@ impl Collector for ProcessMetrics {
         }
         let panics = ConstCounter::new(PANICS.load(Ordering::Relaxed));
         let help = "Panics of any thread since start";
-        panics.encode(encoder.encode_descriptor("causeway_process_panics", help, None, panics.metric_type())?)
+        panics.encode(encoder.encode_descriptor("causeway_process_panics", help, None, panics.metric_type())?)?;
+        let lost = ConstCounter::new(stderr::lost_lines());
+        let help = "Log lines lost since start because standard error did not take them";
+        lost.encode(encoder.encode_descriptor("causeway_log_lost_lines", help, None, lost.metric_type())?)
     }
 }
 
@@ -74,7 +79,7 @@ mod tests {
         assert!(
             value("process_resident_memory_bytes") > 1e6 && value("process_open_fds") > 2.0 && value("process_threads") >= 1.0
         );
-        assert!(text.contains("causeway_process_panics_total 0"), "{text}");
+        assert!(text.contains("causeway_process_panics_total 0") && text.contains("causeway_log_lost_lines_total 0"), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -1,10 +1,11 @@
 //! How a node ends, and what it stands.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
@@ -83,4 +84,22 @@ async fn without_descriptors_the_node_stands_and_serves_again_afterwards() {
     node.until_metric("causeway_ingress_shed_connections_total", |shed| shed >= 1.0).await;
     assert!(get(&plain, "/healthz").await.ends_with("ok\n"));
     node.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_log_pipe_that_nobody_reads_stalls_nothing() {
+    let home = Home::new();
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    let flags = fcntl_getfl(&writer).unwrap();
+    fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    while writer.write(b"x").is_ok() {}
+    fcntl_setfl(&writer, flags).unwrap();
+    let mut command = home.command(&["--set", "log.filter=trace"]);
+    command.stderr(writer);
+    let mut node = home.start_with_stderr(command).await;
+    node.until_ready().await;
+    assert!(get(&node.ready.plain_http, "/healthz").await.ends_with("ok\n"));
+    node.signal(rustix::process::Signal::TERM);
+    assert_eq!(node.ended().await.code(), Some(0));
 }
