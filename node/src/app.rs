@@ -279,7 +279,7 @@ fn derp_server(
     tasks: &Tasks,
 ) -> Arc<DerpServer> {
     let mesh_keys = MeshKeys { current: config.derp_mesh.as_ref().map(|mesh| mesh.key.clone()), previous: None };
-    tracing::info!("admission is open: whoever connects may relay; limits.key_rate_bits_per_second bounds each key");
+    tracing::warn!("admission is open: whoever connects may relay; limits.key_rate_bits_per_second bounds each key");
     DerpServer::new(DerpParts {
         identity: Arc::new(ServerIdentity::new(server_key, mesh_keys)),
         mesh_sources: config.derp_mesh.as_ref().map(|mesh| mesh.allow.clone()).unwrap_or_default(),
