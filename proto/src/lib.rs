@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`key`] | Curve25519 node keys and mesh keys, their text forms |
+//! | [`key_hash`] | hashing of keys that clients choose |
 //! | [`id`] | node, region, epoch and boot ids of the fleet |
 //! | [`presence`] | claims, ranks and owner-log operations, and their packed form |
 //! | [`packet`] | what the router moves: packet, class, route header |
@@ -22,6 +23,7 @@ pub mod derpmap;
 pub mod id;
 mod json;
 pub mod key;
+pub mod key_hash;
 pub mod limits;
 pub mod link;
 pub mod netcheck;

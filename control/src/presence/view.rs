@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use causeway_proto::id::{BootId, Epoch, NodeId, RegionId};
+use causeway_proto::key_hash::KeyHash;
 use causeway_proto::presence::{PresenceKey, Rank};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, watch};
@@ -102,7 +103,7 @@ struct OwnerEntry {
 pub struct PresenceView {
     own: NodeId,
     region: RegionId,
-    claims: papaya::HashMap<PresenceKey, Claims>,
+    claims: papaya::HashMap<PresenceKey, Claims, KeyHash>,
     owners: ArcSwap<Vec<OwnerEntry>>,
     hidden: Hidden,
     writer: Mutex<Writer>,
@@ -122,7 +123,7 @@ impl PresenceView {
         let view = Self {
             own,
             region,
-            claims: papaya::HashMap::new(),
+            claims: papaya::HashMap::with_hasher(KeyHash::new()),
             owners: ArcSwap::default(),
             hidden: Hidden::default(),
             writer: Mutex::default(),

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -14,6 +14,7 @@ use causeway_control::WallClock;
 use causeway_control::presence::OwnerLog;
 use causeway_proto::derp::frame::Frame;
 use causeway_proto::key::NodePublic;
+use causeway_proto::key_hash::KeyHash;
 use causeway_proto::presence::{ClaimKind, Rank};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -94,8 +95,8 @@ impl std::fmt::Debug for RegistryParts {
 #[derive(Debug)]
 pub struct Registry {
     parts: RegistryParts,
-    active: papaya::HashMap<NodePublic, Arc<ClientConnection>>,
-    hasher: RandomState,
+    active: papaya::HashMap<NodePublic, Arc<ClientConnection>, KeyHash>,
+    hasher: KeyHash,
     shards: Vec<Mutex<HashMap<NodePublic, KeyState>>>,
     next_id: AtomicU64,
     watchers: Watchers,
@@ -109,8 +110,8 @@ impl Registry {
     pub fn new(parts: RegistryParts) -> Arc<Self> {
         Arc::new(Self {
             parts,
-            active: papaya::HashMap::new(),
-            hasher: RandomState::new(),
+            active: papaya::HashMap::with_hasher(KeyHash::new()),
+            hasher: KeyHash::new(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next_id: AtomicU64::new(0),
             watchers: Watchers::default(),
@@ -151,7 +152,12 @@ impl Registry {
 
     /// Calls `use_it` with the active connection of `key`, if the key is connected here. Takes no lock.
     pub fn with_active<R>(&self, key: &NodePublic, use_it: impl FnOnce(&Arc<ClientConnection>) -> R) -> Option<R> {
-        self.active.pin().get(key).map(use_it)
+        self.look_up(key, |connection| connection.map(use_it))
+    }
+
+    /// Calls `use_it` with the active connection of `key`, or without one. Takes no lock.
+    pub fn look_up<R>(&self, key: &NodePublic, use_it: impl FnOnce(Option<&Arc<ClientConnection>>) -> R) -> R {
+        use_it(self.active.pin().get(key))
     }
 
     /// Notes that a frame came on this connection: it becomes the active one of its key.
