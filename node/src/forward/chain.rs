@@ -1,34 +1,34 @@
 //! Ordered alternatives for one packet.
 
-use std::sync::Arc;
-
 use causeway_proto::packet::Packet;
 
 use super::{PacketForwarder, Verdict};
 
-/// Tries each alternative in order; goes on to the next on `NotHere` and `LinkDown` only.
-pub struct ForwarderChain {
-    alternatives: Vec<Arc<dyn PacketForwarder>>,
+/// Offers a packet to each alternative in order, and goes on to the next on `NotHere` and `LinkDown` only. The one place where this
+/// rule stands.
+///
+/// The alternatives are an iterator, best first: nothing is looked up or allocated before it is that one's turn.
+#[derive(Debug, Clone)]
+pub struct ForwarderChain<I> {
+    alternatives: I,
 }
 
-impl std::fmt::Debug for ForwarderChain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ForwarderChain").field("alternatives", &self.alternatives.len()).finish()
-    }
-}
-
-impl ForwarderChain {
-    /// A chain of the given alternatives, best first.
+impl<I> ForwarderChain<I> {
+    /// A chain of the given alternatives.
     #[must_use]
-    pub const fn new(alternatives: Vec<Arc<dyn PacketForwarder>>) -> Self {
+    pub const fn new(alternatives: I) -> Self {
         Self { alternatives }
     }
 }
 
-impl PacketForwarder for ForwarderChain {
+impl<I> PacketForwarder for ForwarderChain<I>
+where
+    I: IntoIterator<Item: PacketForwarder> + Clone + Send + Sync,
+{
+    /// The verdict of the first that keeps or drops the packet, else the last refusal; `NotHere` if there is no alternative.
     fn forward(&self, packet: Packet) -> Verdict {
         let mut refused = Verdict::NotHere(packet);
-        for alternative in &self.alternatives {
+        for alternative in self.alternatives.clone() {
             refused = match refused {
                 Verdict::NotHere(packet) | Verdict::LinkDown(packet) => alternative.forward(packet),
                 Verdict::Queued | Verdict::Dropped(_) => return refused,
@@ -76,10 +76,10 @@ mod tests {
 
     #[test]
     fn the_next_alternative_is_tried_only_when_the_packet_comes_back() {
-        let chain = |alternatives| ForwarderChain::new(alternatives).forward(packet());
-        assert_eq!(chain(vec![Arc::new(Down), Arc::new(Queue)]), Verdict::Queued);
-        assert_eq!(chain(vec![Arc::new(Full), Arc::new(Queue)]), Verdict::Dropped(DropReason::QueueTail));
-        assert_eq!(chain(vec![Arc::new(Down)]), Verdict::LinkDown(packet()));
-        assert_eq!(chain(vec![]), Verdict::NotHere(packet()));
+        let chain = |alternatives: &[&dyn PacketForwarder]| ForwarderChain::new(alternatives).forward(packet());
+        assert_eq!(chain(&[&Down, &Queue]), Verdict::Queued);
+        assert_eq!(chain(&[&Full, &Queue]), Verdict::Dropped(DropReason::QueueTail));
+        assert_eq!(chain(&[&Down]), Verdict::LinkDown(packet()));
+        assert_eq!(chain(&[]), Verdict::NotHere(packet()));
     }
 }

@@ -18,6 +18,12 @@ pub trait PacketForwarder: Send + Sync {
     fn forward(&self, packet: Packet) -> Verdict;
 }
 
+impl<F: PacketForwarder + ?Sized> PacketForwarder for &F {
+    fn forward(&self, packet: Packet) -> Verdict {
+        (**self).forward(packet)
+    }
+}
+
 /// What became of an offered packet.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]

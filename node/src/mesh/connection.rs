@@ -94,7 +94,7 @@ where
     let direction = Direction::Dialled { link: Arc::clone(link), stripe, was_up: Arc::clone(&was_up) };
     let connection = Connection { mesh: Arc::clone(mesh), peer: link.status().node, direction, hello };
     let end = run(io, connection, spawner, cancel).await;
-    link.stripes[usize::from(stripe)].store(None);
+    link.stripes[usize::from(stripe)].0.store(None);
     mesh.metrics.ended(&end);
     (was_up.load(Ordering::Relaxed), end)
 }
@@ -317,7 +317,7 @@ impl LinkHandler {
                 was_up.store(true, Ordering::Relaxed);
                 self.counted = Some(CountedUp::new(Arc::clone(&self.connection.mesh)));
                 link.last_error.lock().clear();
-                link.stripes[usize::from(*stripe)].store(Some(Arc::clone(&self.stripe)));
+                link.stripes[usize::from(*stripe)].0.store(Some(Arc::clone(&self.stripe)));
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::LinkStatus;
+use crate::forward::chain::ForwarderChain;
 use crate::forward::links::flow_hash;
 use crate::forward::{PacketForwarder, Verdict};
 use crate::pump::lanes::Outbox;
@@ -32,12 +33,27 @@ impl Stripe {
     }
 }
 
+/// The place of one connection of a link; empty while it is not up. Written by the connection's own task.
+#[derive(Debug, Default)]
+pub(super) struct StripeSlot(pub(super) ArcSwapOption<Stripe>);
+
+impl PacketForwarder for StripeSlot {
+    fn forward(&self, packet: Packet) -> Verdict {
+        let stripe = self.0.load();
+        let Some(stripe) = stripe.as_ref().filter(|stripe| stripe.is_up()) else { return Verdict::LinkDown(packet) };
+        match stripe.outbox.forward(packet) {
+            // Closed in between.
+            Verdict::NotHere(packet) => Verdict::LinkDown(packet),
+            verdict => verdict,
+        }
+    }
+}
+
 /// The way from this node to another.
 #[derive(Debug)]
 pub struct MeshLink {
     node: NodeId,
-    /// Empty while the connection is not up. Written by the connection's own task.
-    pub(super) stripes: Vec<ArcSwapOption<Stripe>>,
+    pub(super) stripes: Vec<StripeSlot>,
     /// The node may be back: try at once.
     pub(super) retry: Notify,
     pub(super) last_error: Mutex<String>,
@@ -47,7 +63,7 @@ impl MeshLink {
     pub(super) fn new(node: NodeId, stripes: u8) -> Self {
         Self {
             node,
-            stripes: (0..stripes).map(|_| ArcSwapOption::empty()).collect(),
+            stripes: (0..stripes).map(|_| StripeSlot::default()).collect(),
             retry: Notify::new(),
             last_error: Mutex::default(),
         }
@@ -56,20 +72,20 @@ impl MeshLink {
     /// Whether packets would get away now.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.stripes.iter().any(|stripe| stripe.load().as_ref().is_some_and(|stripe| stripe.is_up()))
+        self.stripes.iter().any(|slot| slot.0.load().as_ref().is_some_and(|stripe| stripe.is_up()))
     }
 
     /// Queues a control frame on any connection; false if there is none.
     pub(super) fn send(&self, frame: LinkFrame) -> bool {
         self.stripes
             .iter()
-            .filter_map(|stripe| stripe.load_full())
+            .filter_map(|slot| slot.0.load_full())
             .find(|stripe| stripe.is_up())
             .is_some_and(|stripe| stripe.outbox.push_control(frame).is_ok())
     }
 
     pub(super) fn status(&self) -> LinkStatus {
-        let stripes: Vec<Arc<Stripe>> = self.stripes.iter().filter_map(ArcSwapOption::load_full).collect();
+        let stripes: Vec<Arc<Stripe>> = self.stripes.iter().filter_map(|slot| slot.0.load_full()).collect();
         let round_trip_us = stripes.iter().map(|stripe| stripe.round_trip_us.load(Ordering::Relaxed)).find(|us| *us > 0);
         LinkStatus {
             node: self.node,
@@ -84,17 +100,9 @@ impl MeshLink {
 
 impl PacketForwarder for MeshLink {
     /// Queues the packet on the connection of its flow, or the next one that is up.
-    fn forward(&self, mut packet: Packet) -> Verdict {
+    fn forward(&self, packet: Packet) -> Verdict {
         let count = self.stripes.len();
         let first = flow_hash(&packet.src, &packet.dst) as usize % count;
-        for offset in 0..count {
-            let stripe = self.stripes[(first + offset) % count].load();
-            let Some(stripe) = stripe.as_ref().filter(|stripe| stripe.is_up()) else { continue };
-            packet = match stripe.outbox.forward(packet) {
-                Verdict::NotHere(packet) | Verdict::LinkDown(packet) => packet,
-                done => return done,
-            };
-        }
-        Verdict::LinkDown(packet)
+        ForwarderChain::new((first..first + count).map(|place| &self.stripes[place % count])).forward(packet)
     }
 }

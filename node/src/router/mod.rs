@@ -7,7 +7,9 @@ pub mod explain;
 pub mod metrics;
 mod trace;
 
+use std::iter::repeat_n;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use causeway_control::presence::PresenceView;
 use causeway_proto::id::NodeId;
@@ -16,7 +18,8 @@ use causeway_proto::link::frame::Stale;
 use causeway_proto::packet::{Packet, Path, Route, TraceContext};
 use causeway_proto::presence::Rank;
 
-use crate::clients::Registry;
+use crate::clients::{ClientConnection, Registry};
+use crate::forward::chain::ForwarderChain;
 use crate::forward::links::NodeLinks;
 use crate::forward::{Accounting, DropReason, PacketForwarder, Verdict};
 use decide::{Action, Decision, Ingress, Local, Question, Tables, decide};
@@ -76,36 +79,32 @@ impl Router {
     }
 
     /// Delivers the packet, sends it on, or drops it; never gives it back. The caller has counted it as accepted.
-    pub fn route(&self, ingress: Ingress, mut packet: Packet) -> Verdict {
-        let arrived = packet.route;
-        let mut ignore_local = false;
-        for _ in 0..ATTEMPTS_MAX {
-            let question = Question { src: &packet.src, dst: &packet.dst, ingress, route: arrived.as_ref(), ignore_local };
-            let decision = decide(self.parts.own, self, &question);
-            packet.route = arrived;
-            packet = match self.execute(decision, packet) {
-                Verdict::NotHere(packet) => {
-                    ignore_local = true;
-                    packet
-                }
-                Verdict::LinkDown(packet) => packet,
-                done => return done,
-            };
+    pub fn route(&self, ingress: Ingress, packet: Packet) -> Verdict {
+        let attempt = Attempt { router: self, ingress, arrived: packet.route, ignore_local: AtomicBool::new(false) };
+        match ForwarderChain::new(repeat_n(&attempt, ATTEMPTS_MAX)).forward(packet) {
+            Verdict::NotHere(_) | Verdict::LinkDown(_) => self.drop_packet(DropReason::LinkDown),
+            done => done,
         }
-        self.drop_packet(DropReason::LinkDown)
     }
 
     /// What [`Self::route`] would do.
     #[must_use]
     pub fn explain(&self, question: &Question<'_>) -> Decision {
-        decide(self.parts.own, self, question)
+        self.parts.registry.look_up(question.dst, |connection| self.decide(question, connection))
     }
 
-    fn execute(&self, decision: Decision, mut packet: Packet) -> Verdict {
+    fn decide(&self, question: &Question<'_>, connection: Option<&Arc<ClientConnection>>) -> Decision {
+        decide(self.parts.own, &Seen { parts: &self.parts, connection }, question)
+    }
+
+    fn execute(&self, decision: Decision, mut packet: Packet, connection: Option<&Arc<ClientConnection>>) -> Verdict {
         let (span, trace) = trace::hop(self.parts.sampler, &decision, &packet);
         let _entered = span.enter();
         match decision.action {
-            Action::Deliver => self.deliver(packet),
+            Action::Deliver => match connection {
+                Some(connection) => connection.outbox().forward(packet),
+                None => Verdict::NotHere(packet),
+            },
             Action::Forward { next_hop, rank_used, redirects } => {
                 let Some(route) = self.route_onward(&packet, rank_used, redirects, trace) else {
                     return self.drop_packet(DropReason::PathFull);
@@ -123,18 +122,6 @@ impl Router {
                 }
                 self.drop_packet(reason)
             }
-        }
-    }
-
-    fn deliver(&self, packet: Packet) -> Verdict {
-        let dst = packet.dst;
-        let mut packet = Some(packet);
-        let delivered =
-            self.parts.registry.with_active(&dst, |connection| packet.take().map(|packet| connection.outbox().forward(packet)));
-        match (delivered.flatten(), packet) {
-            (Some(verdict), _) => verdict,
-            (None, Some(packet)) => Verdict::NotHere(packet),
-            (None, None) => unreachable!("the packet is taken only to be forwarded"),
         }
     }
 
@@ -172,12 +159,43 @@ impl PacketForwarder for Router {
     }
 }
 
-impl Tables for Router {
-    fn local(&self, key: &NodePublic) -> Option<Local> {
-        self.parts.registry.with_active(key, |connection| Local {
-            proven: connection.proof().is_proven(),
-            is_mesh_peer: connection.facts().is_mesh_peer,
-        })
+/// One alternative for a packet: what is best now, after whatever was tried before has gone away. The registry is looked up once.
+struct Attempt<'a> {
+    router: &'a Router,
+    ingress: Ingress,
+    arrived: Option<Route>,
+    /// The connection here closed while the packet was offered to it.
+    ignore_local: AtomicBool,
+}
+
+impl PacketForwarder for Attempt<'_> {
+    fn forward(&self, mut packet: Packet) -> Verdict {
+        packet.route = self.arrived;
+        let (src, dst) = (packet.src, packet.dst);
+        let ignore_local = self.ignore_local.load(Ordering::Relaxed);
+        let question = Question { src: &src, dst: &dst, ingress: self.ingress, route: self.arrived.as_ref(), ignore_local };
+        let verdict = self.router.parts.registry.look_up(&dst, |connection| {
+            let decision = self.router.decide(&question, connection);
+            self.router.execute(decision, packet, connection)
+        });
+        if matches!(verdict, Verdict::NotHere(_)) {
+            self.ignore_local.store(true, Ordering::Relaxed);
+        }
+        verdict
+    }
+}
+
+/// What a decision about one destination reads.
+struct Seen<'a> {
+    parts: &'a RouterParts,
+    /// The destination's active connection here.
+    connection: Option<&'a Arc<ClientConnection>>,
+}
+
+impl Tables for Seen<'_> {
+    fn local(&self, _: &NodePublic) -> Option<Local> {
+        let connection = self.connection?;
+        Some(Local { proven: connection.proof().is_proven(), is_mesh_peer: connection.facts().is_mesh_peer })
     }
 
     fn prefer(&self, key: &NodePublic, excluded: &dyn Fn(NodeId) -> bool) -> Option<Rank> {
