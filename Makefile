@@ -72,15 +72,15 @@ fuzz: ## Fuzzes one decoder until Ctrl-C (TARGET=x); needs cargo-fuzz and a nigh
 
 .PHONY: bench
 bench: ## Measures whole processes and prints medians (ARGS="forward --rounds 3", see docs/benchmarks.md)
-	$(CARGO) build --release -p causeway-node -p causeway-ops --bins
-	$(CARGO) run --release -p causeway-tests-integration --bin bench -- $(ARGS)
+	$(CARGO) build --release -p causeway-node -p causeway-ops -p causeway-tests-integration --bins
+	CAUSEWAY_BIN_DIR=$(TARGET_DIR)/release $(TARGET_DIR)/release/causeway-bench $(ARGS)
 
 .PHONY: soak
-soak: ## Repeats the fleet tests (ROUNDS=10) until one fails
+soak: ## Repeats the fleet tests in their long versions until one fails (ROUNDS=10 ARGS="failover")
 	$(CARGO) $(BINARIES)
 	for round in $$(seq $(or $(ROUNDS),10)); do
 		echo "round $$round"
-		$(CARGO) test -q -p causeway-tests-integration --test it
+		CAUSEWAY_LONG_TESTS=1 $(CARGO) test -q -p causeway-tests-integration --test it -- $(ARGS)
 	done
 
 .PHONY: interop

@@ -1,11 +1,13 @@
 //! Packets between nodes and regions.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use causeway_tests_integration::client::{SETTLE, TestClient, exchange_all, exchange_in_order};
 use causeway_tests_integration::cluster::{Cluster, wait_for};
 use causeway_tests_integration::logs::Expected;
 use causeway_tests_integration::proxy::MeshProxies;
+use tokio_util::sync::CancellationToken;
 
 const NODES: [&str; 6] = ["a-1", "a-2", "b-1", "b-2", "c-1", "c-2"];
 
@@ -70,4 +72,49 @@ async fn traffic_of_a_cut_link_passes_a_third_node_in_order() -> anyhow::Result<
     bob.expect(alice.key(), b"direct again").await?;
     drop((alice, bob));
     cluster.finish(&nodes, &Expected::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_is_cut_and_costs_nobody_else_a_packet() -> anyhow::Result<()> {
+    /// The sender's pace: far above what an unread connection takes, far below what the link does.
+    const PACE: Duration = Duration::from_millis(2);
+
+    let cluster = Cluster::start(2, 1, &[]).await?;
+    let flooder = TestClient::connect(&cluster, "a-1").await?;
+    // Nobody ever looks for its packets.
+    let stuck = TestClient::connect(&cluster, "b-1").await?;
+    let mut alice = TestClient::connect(&cluster, "a-1").await?;
+    let mut bob = TestClient::connect(&cluster, "b-1").await?;
+    tokio::time::sleep(SETTLE).await;
+
+    let stalled = async || {
+        anyhow::Ok(cluster.metrics("b-1").await?.sum("causeway_derp_connections_ended_total", &[("reason", "write_stalled")]))
+    };
+    let large = vec![1; 60_000];
+    let stop = CancellationToken::new();
+    let flood = async {
+        while !stop.is_cancelled() {
+            flooder.send(stuck.key(), &large).await?;
+            tokio::time::sleep(PACE).await;
+        }
+        anyhow::Ok(())
+    };
+    let others = async {
+        let _stop = stop.clone().drop_guard();
+        // Over the same link and from the same nodes, before, while and after the connection is cut.
+        let end = Instant::now() + Duration::from_secs(30);
+        while stalled().await?.unwrap_or(0.0) < 1.0 {
+            ensure!(Instant::now() < end, "a client that reads nothing stays connected");
+            exchange_in_order(&mut alice, &mut bob, 50).await?;
+            exchange_in_order(&mut bob, &mut alice, 50).await?;
+        }
+        exchange_in_order(&mut alice, &mut bob, 200).await
+    };
+    let (flooded, exchanged) = tokio::join!(flood, others);
+    exchanged?;
+    flooded?;
+    let dropped = cluster.metrics("b-1").await?.sum("causeway_packets_dropped_total", &[("reason", "queue_head")]);
+    ensure!(dropped.is_some_and(|dropped| dropped > 0.0), "the oldest of its packets were dropped and counted: {dropped:?}");
+    drop((flooder, stuck, alice, bob));
+    cluster.finish(&["a-1", "b-1"], &Expected::default()).await
 }
