@@ -11,6 +11,7 @@ use rand::RngCore;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::join::remember;
 use super::{CALL_TIMEOUT, Fleet, within};
 use crate::admin::AdminError;
 use crate::discovery::{NodeEntry, NodeSet};
@@ -23,6 +24,8 @@ const FORM_TIMEOUT: Duration = Duration::from_secs(15);
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Most voters a fleet starts with.
 const VOTERS_MAX: usize = 5;
+/// Times that all nodes are asked for further ones.
+const DESCRIBE_ROUNDS_MAX: usize = 5;
 /// Looks for a leader this often while forming.
 const LEADER_POLL: Duration = Duration::from_millis(20);
 
@@ -123,7 +126,7 @@ pub(crate) async fn init_cluster(fleet: &Fleet, request: v1::InitClusterRequest)
     }
     let wait = Duration::from_millis(request.wait_ms).min(WAIT_MAX);
     let nodes = wait_for_nodes(fleet, request.expected_nodes, wait).await?;
-    let seen = describe_all(fleet, &nodes).await;
+    let (nodes, seen) = describe_everybody(fleet, nodes).await?;
     if let Some(formed) = already_formed(fleet) {
         return Ok(formed);
     }
@@ -175,6 +178,24 @@ async fn wait_for_nodes(fleet: &Fleet, expected: u32, wait: Duration) -> Result<
         return Err(AdminError::TimedOut(message));
     }
     Ok(fleet.directory.nodes())
+}
+
+/// Asks all known nodes, and those that they name, until nobody names a node that was not asked: two operators who each know a part
+/// of the nodes must not form two fleets.
+pub(super) async fn describe_everybody(
+    fleet: &Fleet,
+    mut nodes: Arc<NodeSet>,
+) -> Result<(Arc<NodeSet>, BTreeMap<NodeId, v1::DescribeResponse>), AdminError> {
+    for _ in 0..DESCRIBE_ROUNDS_MAX {
+        let mut seen = describe_all(fleet, &nodes).await;
+        seen.values_mut().for_each(|answer| remember(&fleet.directory, answer));
+        let known = fleet.directory.nodes();
+        if known.iter().all(|node| nodes.get(node.id()).is_some()) {
+            return Ok((nodes, seen));
+        }
+        nodes = known;
+    }
+    Err(AdminError::Unavailable("nodes keep naming further nodes: wait until all are started, and try again".to_owned()))
 }
 
 async fn describe_all(fleet: &Fleet, nodes: &NodeSet) -> BTreeMap<NodeId, v1::DescribeResponse> {

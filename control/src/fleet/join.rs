@@ -50,7 +50,7 @@ async fn introduce(channel: tonic::transport::Channel, ourselves: v1::Introducti
 }
 
 /// Remembers whom an answer told of.
-fn remember(directory: &Directory, answer: &mut v1::DescribeResponse) {
+pub(super) fn remember(directory: &Directory, answer: &mut v1::DescribeResponse) {
     // Hearsay all of it, because the channel to a seed does not tell who answered: a changed record is taken when its node calls.
     let itself = answer.node.take().and_then(|node| node.record);
     for record in itself.into_iter().chain(answer.nodes.drain(..)) {

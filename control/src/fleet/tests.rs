@@ -443,6 +443,43 @@ async fn the_word_of_a_peer_that_does_not_lead_ends_no_process() {
     nodes.into_iter().for_each(|node| drop(node.kill()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nodes_that_others_name_are_asked_before_a_fleet_is_formed() {
+    let mut fleet = TestFleet::new();
+    let nodes = fleet.start_all(&[("a1", 1), ("b1", 2)]).await;
+    let a1 = &nodes[0].handles.status.fleet;
+    eventually("two nodes that know each other", async || a1.directory.nodes().len() == 2).await;
+    let before = a1.directory.nodes();
+    // Known to b1 only, and it does not answer.
+    let named = nodes[1].handles.status.fleet.directory.introduce(sample_record("c1", 3), true).unwrap();
+    let (asked, seen) = super::bootstrap::describe_everybody(a1, before).await.unwrap();
+    assert!(asked.get(named).is_some() && asked.len() == 3);
+    assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [nodes[1].id()]);
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_long_log_is_followed_by_a_snapshot() {
+    let fleet = TestFleet::new();
+    let nodes = [fleet.try_start(|addr| Config { standalone: true, ..fleet.config("a1", 1, addr) }, None).await.unwrap()];
+    all_healthy(&nodes).await;
+    let (status, cancel) = (&nodes[0].handles.status, CancellationToken::new());
+    let snapshots = status.fleet.consensus.clone().take_snapshots(8 << 10, Duration::from_millis(10), cancel.clone());
+    let snapshots = nodes[0].runtime.spawn(snapshots);
+    let index = async || status.raft().snapshot_index;
+    for round in 0..2 {
+        let before = index().await;
+        for n in 0..=255 {
+            nodes[0].claim(PresenceKey([n; 32]));
+        }
+        eventually("a newer snapshot", async || index().await > before).await;
+        assert!(before > 0 || round == 0);
+    }
+    cancel.cancel();
+    snapshots.await.unwrap();
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
 fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

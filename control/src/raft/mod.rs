@@ -129,7 +129,7 @@ impl Consensus {
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let consensus = Self { raft, machine, log, snapshots };
-        tracker.spawn(consensus.clone().take_snapshots(cancel.clone()));
+        tracker.spawn(consensus.clone().take_snapshots(SNAPSHOT_LOG_BYTES_MIN, SNAPSHOT_CHECK_INTERVAL, cancel.clone()));
         let (raft, cancel) = (consensus.raft.clone(), cancel.clone());
         tracker.spawn(async move {
             cancel.cancelled().await;
@@ -312,12 +312,13 @@ impl Consensus {
         self.raft.trigger().purge_log(snapshot.index).await.expect("raft runs");
     }
 
-    async fn take_snapshots(self, cancel: CancellationToken) {
+    /// Takes a snapshot whenever more than `bytes_min`, or the last snapshot's size, was appended since the last one.
+    pub(crate) async fn take_snapshots(self, bytes_min: u64, check_interval: Duration, cancel: CancellationToken) {
         let mut last_at = self.log.appended_bytes();
-        let mut ticks = tokio::time::interval(SNAPSHOT_CHECK_INTERVAL);
+        let mut ticks = tokio::time::interval(check_interval);
         while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
             let appended = self.log.appended_bytes();
-            if appended - last_at > SNAPSHOT_LOG_BYTES_MIN.max(self.snapshots.size()) {
+            if appended - last_at > bytes_min.max(self.snapshots.size()) {
                 if self.snapshot().await.is_err() {
                     return;
                 }
