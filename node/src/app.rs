@@ -115,6 +115,7 @@ async fn live(config: Config, options: &Options, runtimes: &Runtimes, tasks: &Ta
         () = leash_released => tracing::info!("shutting down: nobody holds the leash any more"),
         fatal = fatal(&mut node.control) => return Err(fatal.into()),
     }
+    node.clients.tell_restarting().await;
     Ok(())
 }
 
@@ -134,6 +135,7 @@ async fn fatal(control: &mut Handles) -> causeway_control::Fatal {
 /// What must be kept while the node runs.
 struct Node {
     control: Handles,
+    clients: Arc<Registry>,
     ready: Ready,
 }
 
@@ -217,7 +219,7 @@ async fn start(
         tasks: tasks.clone(),
     };
     listeners.serve(&doors, &mesh_door, operator_port, control_runtime, tasks, &metrics);
-    Ok(Node { control, ready })
+    Ok(Node { control, clients: packets.registry, ready })
 }
 
 /// Clients, links and the router between them.

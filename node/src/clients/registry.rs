@@ -35,6 +35,16 @@ const SHARDS: usize = 64;
 /// A change of home this soon after login is part of connecting, not a move (`derp.md` section 5.4).
 const HOME_MOVE_AFTER: Duration = Duration::from_secs(5);
 
+/// Clients of a node that goes come back within this time, not all at once.
+const RECONNECT_SPREAD_MS: u32 = 1_000;
+
+/// How long they try before they look for another region.
+const TRY_FOR_MS: u32 = 10_000;
+
+/// Time to tell them, and how often it is looked whether all are told.
+const RESTARTING_GRACE: Duration = Duration::from_millis(500);
+const RESTARTING_POLL: Duration = Duration::from_millis(5);
+
 /// Why a client cannot be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
@@ -237,6 +247,39 @@ impl Registry {
             // A connection that cannot take it ends.
             let _refused = connection.send(frame.clone());
         }
+    }
+
+    /// Tells every client that this node goes, each to come back a little later than the others (`derp.md` section 3.1), and waits
+    /// until they are told, up to [`RESTARTING_GRACE`].
+    pub async fn tell_restarting(&self) {
+        let mut told = self.connections();
+        for connection in &told {
+            let frame = Frame::Restarting { reconnect_in_ms: rand::random_range(0..RECONNECT_SPREAD_MS), try_for_ms: TRY_FOR_MS };
+            // A connection that cannot take it ends anyway.
+            let _refused = connection.send(frame);
+        }
+        let written = async {
+            loop {
+                told.retain(|connection| !connection.outbox.is_idle());
+                if told.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(RESTARTING_POLL).await;
+            }
+        };
+        // Who reads too slowly hears of it by the end of the connection.
+        let _late = tokio::time::timeout(RESTARTING_GRACE, written).await;
+    }
+
+    /// Every connection of a client.
+    fn connections(&self) -> Vec<Arc<ClientConnection>> {
+        let mut connections = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let all = shard.values().flat_map(|state| state.connections.iter());
+            connections.extend(all.filter(|connection| !connection.facts.is_mesh_peer).cloned());
+        }
+        connections
     }
 
     /// Who must hear of departures.

@@ -354,6 +354,13 @@ impl<C> Outbox<C> {
         self.lanes.lock().closed
     }
 
+    /// Whether everything that was queued is written, as far as it will be.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let lanes = self.lanes.lock();
+        lanes.writer_sleeps || lanes.closed
+    }
+
     /// Whether the writer has made no progress for too long although something waits.
     #[must_use]
     pub fn is_stalled(&self) -> bool {

@@ -107,8 +107,17 @@ async fn clients_are_told_when_the_node_goes() {
     let node = home.start(&[]).await;
     let (mut connection, _) = client(&node, false).await;
     node.stop().await;
-    let ended = async { while connection.recv().await.is_ok() {} };
-    timeout(DEADLINE, ended).await.expect("the connection ends");
+    let mut told = None;
+    let going = async {
+        while let Ok(event) = connection.recv().await {
+            if let Event::Restarting { reconnect_in, try_for } = event {
+                told = Some((reconnect_in, try_for));
+            }
+        }
+    };
+    timeout(DEADLINE, going).await.expect("the connection ends");
+    let (reconnect_in, try_for) = told.expect("told before the end");
+    assert!(reconnect_in < Duration::from_secs(1) && try_for == Duration::from_secs(10));
 }
 
 #[tokio::test]
