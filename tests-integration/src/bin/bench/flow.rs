@@ -29,7 +29,17 @@ impl Pair {
     pub(crate) async fn connect(source: &Door, sink: &Door) -> anyhow::Result<Self> {
         let (source, source_key) = source.log_in().await?;
         let (sink, sink_key) = sink.log_in().await?;
-        Ok(Self { source: source.split(), sink: sink.split(), source_key: source_key.public(), sink_key: sink_key.public() })
+        let (mut source, mut sink) = (source.split(), sink.split());
+        let (source_key, sink_key) = (source_key.public(), sink_key.public());
+        meet(&source.0, sink_key, &mut sink.1).await?;
+        meet(&sink.0, source_key, &mut source.1).await?;
+        Ok(Self { source, sink, source_key, sink_key })
+    }
+
+    /// The two clients: the source first.
+    pub(crate) fn split(self) -> [(Sender, Receiver, NodePublic); 2] {
+        let (source, sink) = (self.source, self.sink);
+        [(source.0, source.1, self.source_key), (sink.0, sink.1, self.sink_key)]
     }
 
     /// Sends `packets` payloads of `payload_len` bytes and waits until all have arrived.
@@ -40,6 +50,37 @@ impl Pair {
         let acknowledged = take_acks(acks, window, packets);
         let receiving = receive(self.sink, self.source_key, packets);
         tokio::try_join!(sending, acknowledged, receiving).map(drop)
+    }
+}
+
+/// A packet that only says that the way is open; it may come several times.
+const GREETING: [u8; 1] = [0];
+/// Between two greetings: a login is known everywhere in about a network hop.
+const GREETING_PERIOD: Duration = Duration::from_millis(2);
+
+/// Sends greetings until one arrives.
+async fn meet(sender: &Sender, key: NodePublic, receiver: &mut Receiver) -> anyhow::Result<()> {
+    let arrived = async {
+        loop {
+            sender.send(&key, &GREETING).await?;
+            if let Ok(event) = tokio::time::timeout(GREETING_PERIOD, receiver.recv()).await
+                && matches!(event?, Event::Packet { .. })
+            {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(STALL, arrived).await.context("two clients never met")?
+}
+
+/// The next packet that is no greeting.
+pub(crate) async fn packet(receiver: &mut Receiver) -> anyhow::Result<NodePublic> {
+    loop {
+        if let Event::Packet { src, payload } = receiver.recv().await?
+            && payload.len() > GREETING.len()
+        {
+            return Ok(src);
+        }
     }
 }
 
@@ -56,10 +97,9 @@ async fn send(sender: Sender, dst: NodePublic, window: Arc<Semaphore>, packets: 
 async fn take_acks(mut acks: Receiver, window: Arc<Semaphore>, packets: usize) -> anyhow::Result<()> {
     let mut acknowledged = 0;
     while acknowledged + ACK_EVERY <= packets {
-        if let Event::Packet { .. } = acks.recv().await? {
-            acknowledged += ACK_EVERY;
-            window.add_permits(ACK_EVERY);
-        }
+        packet(&mut acks).await?;
+        acknowledged += ACK_EVERY;
+        window.add_permits(ACK_EVERY);
     }
     Ok(())
 }

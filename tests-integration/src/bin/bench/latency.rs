@@ -4,22 +4,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use causeway_client::{Event, Receiver, Sender};
+use causeway_client::{Receiver, Sender};
 use causeway_proto::key::NodePublic;
 
+use super::flow::{Pair, packet};
 use super::relay::{Derper, Door, fleet};
 use super::statistics::percentile;
 
 const EXCHANGES: usize = 2_000;
 const PAYLOAD: [u8; 148] = [0x5a; 148];
-
-async fn packet(receiver: &mut Receiver) -> anyhow::Result<()> {
-    loop {
-        if let Event::Packet { .. } = receiver.recv().await? {
-            return Ok(());
-        }
-    }
-}
 
 async fn answer(sender: Sender, mut receiver: Receiver, asker: NodePublic) -> anyhow::Result<()> {
     for _ in 0..EXCHANGES {
@@ -30,16 +23,13 @@ async fn answer(sender: Sender, mut receiver: Receiver, asker: NodePublic) -> an
 }
 
 async fn exchange(from: &Door, to: &Door) -> anyhow::Result<Vec<f64>> {
-    let (asker, asker_key) = from.log_in().await?;
-    let (answerer, answerer_key) = to.log_in().await?;
-    let (sender, mut receiver) = asker.split();
-    let (answer_sender, answer_receiver) = answerer.split();
+    let [(sender, mut receiver, asker), (answer_sender, answer_receiver, answerer)] = Pair::connect(from, to).await?.split();
     let mut answering = tokio::task::JoinSet::new();
-    answering.spawn(answer(answer_sender, answer_receiver, asker_key.public()));
+    answering.spawn(answer(answer_sender, answer_receiver, asker));
     let mut one_way_us = Vec::with_capacity(EXCHANGES);
     for _ in 0..EXCHANGES {
         let sent = Instant::now();
-        sender.send(&answerer_key.public(), &PAYLOAD).await?;
+        sender.send(&answerer, &PAYLOAD).await?;
         packet(&mut receiver).await?;
         one_way_us.push(sent.elapsed().as_secs_f64() * 1e6 / 2.0);
     }
