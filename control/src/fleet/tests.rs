@@ -480,6 +480,39 @@ async fn a_long_log_is_followed_by_a_snapshot() {
     nodes.into_iter().for_each(|node| drop(node.kill()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_log_that_ends_early_is_repaired_by_the_leader() {
+    let mut fleet = TestFleet::new();
+    let mut nodes = fleet.start_all(&[("a1", 1), ("b1", 2), ("c1", 3), ("d1", 4)]).await;
+    let voters = ["a1", "b1", "c1"].map(str::to_owned).to_vec();
+    nodes[0].handles.admin.init_cluster(v1::InitClusterRequest { voters, ..init(4) }).await.unwrap();
+    all_healthy(&nodes).await;
+    // Of a learner: its votes are not at stake.
+    let killed = nodes.pop().unwrap().kill();
+    let (log, copy) = (fleet.data_dir("d1").join("raft/0/log"), fleet.dir.path().join("copy"));
+    copy_dir(&log, &copy);
+    nodes.push(fleet.restart(killed).await);
+    all_healthy(&nodes).await;
+    for n in 0..20 {
+        nodes[0].claim(key(n));
+    }
+    eventually("committed", async || nodes[0].committed(key(19)).await.is_some_and(|claims| claims.len() == 1)).await;
+    eventually("applied at the learner", async || {
+        nodes[3].handles.status.raft().applied_index >= nodes[0].handles.status.raft().applied_index
+    })
+    .await;
+    let killed = nodes.pop().unwrap().kill();
+    let term = nodes[0].handles.status.raft().term;
+    fs::remove_dir_all(&log).unwrap();
+    copy_dir(&copy, &log);
+    nodes.push(fleet.restart(killed).await);
+    all_healthy(&nodes).await;
+    let digest = |node: &TestNode| node.handles.status.fleet.consensus.machine().read(|state| state.table.snapshot().digest());
+    eventually("equal tables", async || nodes.iter().all(|node| digest(node) == digest(&nodes[0]))).await;
+    assert_eq!(nodes[0].handles.status.raft().term, term, "by the leader that knew it to be further");
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
 fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

@@ -105,6 +105,8 @@ pub(crate) fn settings(profile: RaftProfile) -> Result<Arc<Config>, ConfigError>
         quorum_loss_probe_interval: Some(election_max * 5 / 2),
         // The table is in memory: a restarted leader must be elected again before it answers.
         enable_leader_restore: Some(false),
+        // A follower on an older copy of its disk is sent everything again; otherwise it would stop the leader.
+        allow_log_reversion: Some(true),
         removed_leader_step_down: StepDownPolicy::After(1000),
         max_payload_entries: 128,
         max_in_snapshot_log_to_keep: 1000,
