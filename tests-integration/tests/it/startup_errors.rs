@@ -133,7 +133,7 @@ async fn of_a_node_and_its_copy_only_one_runs_on() -> anyhow::Result<()> {
     exchange_all(&mut clients, "the others").await?;
     drop(clients);
     // The last: a debug build of openraft asserts that no follower's log ever shrinks, as that of an old copy does; then a leader in such a
-    // build leaves Raft. Other builds send the log anew.
+    // build leaves Raft. A release build goes on.
     let expected = Expected::default()
         .line("this node must stop reason=another process runs as this node")
         .line("a peer knows a higher epoch of this node")
