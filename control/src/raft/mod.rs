@@ -158,13 +158,17 @@ impl Consensus {
     /// Leader and members, as of now.
     pub(crate) fn group(&self) -> Group {
         let metrics = self.metrics();
+        let voters: BTreeSet<NodeId> = metrics.membership_config.voter_ids().map(NodeId).collect();
+        // A leader that is the only voter is its own quorum; openraft notes that with each write only.
+        let alone = voters.len() == 1;
+        let quorum_ack_age = metrics.last_quorum_acked.map(|at| if alone { Duration::ZERO } else { at.elapsed() });
         Group {
             leader: metrics.current_leader.map(NodeId),
             leads: metrics.state == ServerState::Leader,
             term: metrics.current_term,
-            voters: metrics.membership_config.voter_ids().map(NodeId).collect(),
+            voters,
             members: metrics.membership_config.nodes().map(|(id, _)| NodeId(*id)).collect(),
-            quorum_ack_age: metrics.last_quorum_acked.map(|at| at.elapsed()),
+            quorum_ack_age,
             stopped: metrics.running_state.err().map(|fatal| fatal.to_string()),
         }
     }

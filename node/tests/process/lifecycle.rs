@@ -103,3 +103,17 @@ async fn a_full_log_pipe_that_nobody_reads_stalls_nothing() {
     node.signal(rustix::process::Signal::TERM);
     assert_eq!(node.ended().await.code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_standalone_node_lists_its_region_at_once_and_stays_ready_when_idle() {
+    let home = Home::new();
+    let node = home.start(&[]).await;
+    let map = get(&node.ready.plain_http, "/derpmap").await;
+    assert!(map.contains(r#""RegionCode":"a""#) && map.contains(r#""Name":"a-1""#), "{map}");
+    node.until_ready().await;
+    // The only voter needs nobody's acknowledgement, however long ago the last write was.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(get(&node.ready.plain_http, "/readyz").await.starts_with("HTTP/1.1 200 "), "{}", node.log());
+    assert!(get(&node.ready.plain_http, "/derpmap").await.contains(r#""Name":"a-1""#));
+    node.stop().await;
+}
