@@ -68,7 +68,9 @@ impl From<tonic::Status> for Failure {
         let message = status.message().to_owned();
         // The connection itself broke: a node that ended, or that refuses our certificate after the handshake.
         if let (tonic::Code::Unknown | tonic::Code::Unavailable, Some(source)) = (status.code(), status.source()) {
-            return Self::Unreachable(format!("the connection broke: {}", innermost(source)));
+            // Its alert is lost where the node's end was reset before we read it, so say what it may be.
+            let hint = "over --endpoint, a node that refuses the certificate ends it like this";
+            return Self::Unreachable(format!("the connection broke ({hint}): {}", innermost(source)));
         }
         match status.code() {
             tonic::Code::NotFound => Self::NotFound(message),
