@@ -250,7 +250,7 @@ impl Registry {
     }
 
     /// Tells every client that this node goes, each to come back a little later than the others (`derp.md` section 3.1), and waits
-    /// until they are told, up to [`RESTARTING_GRACE`].
+    /// until they are told, up to `RESTARTING_GRACE`.
     pub async fn tell_restarting(&self) {
         let mut told = self.connections();
         for connection in &told {

@@ -1,6 +1,6 @@
 //! The node's configuration: one TOML file, overridden by `--set`, valid as a whole before any port is bound.
 //!
-//! [`cli`] reads the command line, [`file`] the text, [`defaults`] holds what unset fields mean, [`validate`] turns it all into
+//! [`cli`] reads the command line, [`mod@file`] the text, [`defaults`] holds what unset fields mean, [`validate`] turns it all into
 //! a [`Config`] with secrets loaded, or into a list of problems that name file, field and what would be right.
 
 pub mod cli;

@@ -1,6 +1,6 @@
 //! Routes packets: to a client here, or towards the node that holds the destination (`architecture.md` section 4).
 //!
-//! [`decide`] says what to do; this file does it. Nothing here waits, and a local hit takes no lock but the destination's own.
+//! [`mod@decide`] says what to do; this file does it. Nothing here waits, and a local hit takes no lock but the destination's own.
 
 pub mod decide;
 pub mod explain;
