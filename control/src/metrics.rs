@@ -25,6 +25,8 @@ pub enum CallRefused {
     Malformed,
     /// The peer belongs to another fleet.
     OtherFleet,
+    /// The peer's clock, or this node's, is off.
+    ClockOff,
     /// The peer is not admitted.
     NotAdmitted,
     /// The peer asked for something only the leader does.

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{CALL_TIMEOUT, Fleet, Incarnation, Own, fleet_client, within};
+use super::{CALL_TIMEOUT, Fleet, Incarnation, Own, fleet_client, now, within};
 use crate::config::WallClock;
 use crate::discovery::{Directory, Discovery, NodeEntry};
 use crate::error::StartError;
@@ -21,7 +21,7 @@ use crate::watch::micros;
 
 /// At start, peers get so long to answer before the node goes on without them.
 const FIRST_CONTACT: Duration = Duration::from_millis(1000);
-/// A clock further off than this from the peers' at start ends the process.
+/// A clock further off than this from the peers' at start ends the process; nobody takes note of a node whose clock is.
 const CLOCK_OFF_MAX_US: u64 = 5_000_000;
 /// Between rounds while this node is not settled in a fleet.
 const ROUND_SEARCHING: Duration = Duration::from_millis(250);
@@ -54,7 +54,7 @@ pub(super) fn remember(directory: &Directory, answer: &mut v1::DescribeResponse)
     // Hearsay all of it, because the channel to a seed does not tell who answered: a changed record is taken when its node calls.
     let itself = answer.node.take().and_then(|node| node.record);
     for record in itself.into_iter().chain(answer.nodes.drain(..)) {
-        if let Err(reason) = directory.introduce(record, false) {
+        if let Err(reason) = directory.introduce(record, false, now()) {
             tracing::debug!(reason, "a peer told of a node that cannot be believed");
         }
     }
@@ -123,6 +123,11 @@ async fn wrong_mesh_key(peers: &PeerChannels, seed: &str, status: &Status) -> Op
     }
 }
 
+/// Whether two readings of wall clocks at about the same time are too far apart.
+pub(super) fn clock_is_off(theirs_us: u64, ours_us: u64) -> bool {
+    theirs_us.abs_diff(ours_us) > CLOCK_OFF_MAX_US
+}
+
 fn check_clock(mut offsets: Vec<i64>) -> Result<(), StartError> {
     offsets.sort_unstable();
     let Some(median) = offsets.get(offsets.len().saturating_sub(1) / 2) else { return Ok(()) };
@@ -139,6 +144,7 @@ pub(crate) async fn meet_and_join(fleet: Arc<Fleet>, mut sources: Vec<Box<dyn Di
         let mut nodes = fleet.directory.subscribe();
         loop {
             let settled = fleet.is_settled();
+            fleet.directory.forget_silent(now());
             fleet.meet(&mut sources, settled).await;
             let problem = if settled { None } else { fleet.join().await };
             *fleet.join_problem.lock() = problem;
@@ -165,21 +171,23 @@ impl Fleet {
         let nodes = self.directory.nodes();
         let known: BTreeSet<&str> = nodes.iter().map(|node| node.record.mesh_addr.as_str()).collect();
         let seeds = sources.iter_mut().flat_map(|source| source.seeds()).filter(|seed| !known.contains(seed.as_str()));
-        let strangers = seeds.map(|seed| self.peers.seed_channel(&seed));
+        let strangers = seeds.map(|seed| (None, self.peers.seed_channel(&seed)));
         let ids = nodes.others().filter(|node| !settled || !node.admitted).map(NodeEntry::id);
-        let acquaintances = ids.filter_map(|id| self.peers.channel(id, ChannelUse::Fleet).ok());
+        let acquaintances = ids.filter_map(|id| Some((Some(id), self.peers.channel(id, ChannelUse::Fleet).ok()?)));
         let channels: Vec<_> = strangers.chain(acquaintances).collect();
-        let met = futures::stream::iter(channels).map(|channel| introduce(channel, self.introduction(), &self.clock.0));
+        let met = futures::stream::iter(channels)
+            .map(async |(id, channel)| Ok((id, introduce(channel, self.introduction(), &self.clock.0).await?)));
         let mut met = met.buffer_unordered(INTRODUCTIONS_MAX);
         while let Some(answer) = met.next().await {
             match answer {
-                Ok(Met { answer, .. }) => self.met(answer),
-                Err(status) => tracing::debug!(reason = status.message(), "a node does not answer an introduction"),
+                Ok((id, met)) => self.met(id, met),
+                Err::<_, Status>(status) => tracing::debug!(reason = status.message(), "a node does not answer an introduction"),
             }
         }
     }
 
-    fn met(&self, mut answer: v1::DescribeResponse) {
+    /// `proven`: the node that the connection proved, if it was not one to a seed.
+    fn met(&self, proven: Option<NodeId>, Met { mut answer, clock_offset_us }: Met) {
         let record = answer.node.as_ref().and_then(|node| node.record.as_ref());
         if record.is_some_and(|record| record.node_id == self.own.id().0) {
             return;
@@ -190,6 +198,12 @@ impl Fleet {
                 tracing::warn!(name = record.name, fleet_id = answer.fleet_id, "a node of another fleet is left alone");
             }
             return;
+        }
+        if clock_offset_us.unsigned_abs() > CLOCK_OFF_MAX_US {
+            tracing::debug!(clock_offset_us, "a node whose clock is off is not taken note of");
+            answer.node = None;
+        } else if let Some(id) = proven {
+            self.directory.heard(id, now());
         }
         remember(&self.directory, &mut answer);
     }
@@ -244,7 +258,7 @@ impl Fleet {
                 Asked::Admitted
             }
             Some(Outcome::Leader(record)) => {
-                let leader = self.directory.introduce(record, false).map_err(Status::internal)?;
+                let leader = self.directory.introduce(record, false, now()).map_err(Status::internal)?;
                 if leader == self.own.id() { Asked::NoLeader } else { Asked::Elsewhere(leader) }
             }
             Some(Outcome::Refused(reason)) if reason.contains("not formed yet") => Asked::NoLeader,

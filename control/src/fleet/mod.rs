@@ -253,6 +253,11 @@ impl Fleet {
     }
 }
 
+/// Runtime time, so that paused time holds for it too.
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// A client with the limits of node-to-node calls.
 pub(crate) fn fleet_client(channel: Channel) -> FleetClient<Channel> {
     FleetClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX).max_encoding_message_size(MESSAGE_SIZE_MAX)

@@ -9,8 +9,9 @@ use causeway_rpc::v1::fleet_server::{Fleet as FleetApi, FleetServer};
 use causeway_rpc::{convert, v1};
 use tonic::{Code, Request, Response, Status};
 
+use super::join::clock_is_off;
 use super::proposer::BATCH_BYTES_MAX;
-use super::{Fleet, Incarnation};
+use super::{Fleet, Incarnation, now};
 use crate::discovery::Directory;
 use crate::identity::PeerIdentity;
 use crate::metrics::{CallRefused, CallsRefused};
@@ -18,6 +19,7 @@ use crate::peers::MESSAGE_SIZE_MAX;
 use crate::presence::Command as PresenceCommand;
 use crate::raft::NotDone;
 use crate::raft::committed_claim;
+use crate::raft::fleet_state::check_record;
 use crate::raft::types::{Command, Reply};
 
 /// Nodes named in an answer to an introduction.
@@ -40,7 +42,9 @@ impl FleetService {
     }
 
     /// Checks an introduction against the connection, takes note of it, and answers what was known of the caller before.
-    fn meet(&self, peer: PeerIdentity, caller: Option<v1::Introduction>) -> Result<(v1::NodeRecord, Incarnation), Status> {
+    ///
+    /// A node whose clock is off is not taken note of: it is about to end, and would be listed as a node that is missing.
+    fn meet(&self, peer: PeerIdentity, caller: Option<v1::Introduction>) -> Result<Caller, Status> {
         let malformed = |status| self.refused.count(CallRefused::Malformed, status);
         let caller = caller.ok_or_else(|| malformed(Status::invalid_argument("field caller: must be set")))?;
         let process = Incarnation::from_message(caller.epoch, &caller.boot_id).map_err(malformed)?;
@@ -53,13 +57,17 @@ impl FleetService {
         if record.node_id != peer.node_id.0 || record.public_key.as_ref() != peer.public_key.as_slice() {
             return Err(self.not_itself("a node may introduce only itself"));
         }
-        introduce(&self.fleet.directory, record.clone()).map_err(malformed)?;
+        check_record(&record).map_err(|reason| malformed(Status::invalid_argument(format!("field record: {reason}"))))?;
+        let clock_off = clock_is_off(caller.clock_us, self.fleet.now_us());
+        if !clock_off {
+            introduce(&self.fleet.directory, record.clone()).map_err(malformed)?;
+        }
         let before = if peer.node_id == self.fleet.own.id() {
             Incarnation { epoch: self.fleet.own.epoch, boot_id: self.fleet.own.boot_id }
         } else {
             self.fleet.saw(peer.node_id, process)
         };
-        Ok((record, before))
+        Ok(Caller { record, before, clock_off })
     }
 
     fn not_itself(&self, what: &'static str) -> Status {
@@ -99,8 +107,16 @@ impl FleetService {
     }
 }
 
+/// A node that introduced itself.
+struct Caller {
+    record: v1::NodeRecord,
+    /// The process known of it before.
+    before: Incarnation,
+    clock_off: bool,
+}
+
 fn introduce(directory: &Directory, record: v1::NodeRecord) -> Result<NodeId, Status> {
-    directory.introduce(record, true).map_err(|reason| Status::invalid_argument(format!("field record: {reason}")))
+    directory.introduce(record, true, now()).map_err(|reason| Status::invalid_argument(format!("field record: {reason}")))
 }
 
 #[tonic::async_trait]
@@ -109,7 +125,7 @@ impl FleetApi for FleetService {
         let peer = self.identity_of(&request)?;
         let caller = request.into_inner().caller;
         let before = match self.meet(peer, caller) {
-            Ok((_, before)) => before,
+            Ok(caller) => caller.before,
             // Told the fleet, so that the caller leaves this node alone too; nothing else is said.
             Err(status) if status.code() == Code::FailedPrecondition => {
                 let (node, fleet_id) = (Some(self.fleet.introduction()), self.fleet.fleet_id());
@@ -117,20 +133,24 @@ impl FleetApi for FleetService {
             }
             Err(status) => return Err(status),
         };
-        let nodes = self.fleet.directory.nodes();
         Ok(Response::new(v1::DescribeResponse {
             node: Some(self.fleet.introduction()),
             fleet_id: self.fleet.fleet_id(),
             pristine: self.fleet.consensus.is_pristine().await,
             caller_seen: Some(before.to_message()),
-            nodes: nodes.others().take(NAMED_NODES_MAX).map(|node| node.record.clone()).collect(),
+            nodes: self.fleet.directory.named_to_peers(NAMED_NODES_MAX),
         }))
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         use v1::join_response::Outcome;
         let peer = self.identity_of(&request)?;
-        let (record, before) = self.meet(peer, request.into_inner().caller)?;
+        let Caller { record, before, clock_off } = self.meet(peer, request.into_inner().caller)?;
+        if clock_off {
+            let status =
+                Status::failed_precondition("the clocks of the two nodes differ by more than 5 s: check their time service");
+            return Err(self.refused.count(CallRefused::ClockOff, status));
+        }
         let command = Command::new(v1::raft_command::Command::PutNode(v1::PutNode { record: Some(record) }));
         let outcome = match self.fleet.consensus.propose(command).await {
             Ok(Reply::Refused(reason)) => Some(Outcome::Refused(reason)),

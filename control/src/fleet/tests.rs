@@ -451,7 +451,7 @@ async fn nodes_that_others_name_are_asked_before_a_fleet_is_formed() {
     eventually("two nodes that know each other", async || a1.directory.nodes().len() == 2).await;
     let before = a1.directory.nodes();
     // Known to b1 only, and it does not answer.
-    let named = nodes[1].handles.status.fleet.directory.introduce(sample_record("c1", 3), true).unwrap();
+    let named = nodes[1].handles.status.fleet.directory.introduce(sample_record("c1", 3), true, Instant::now()).unwrap();
     let (asked, seen) = super::bootstrap::describe_everybody(a1, before).await.unwrap();
     assert!(asked.get(named).is_some() && asked.len() == 3);
     assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [nodes[1].id()]);
@@ -547,6 +547,7 @@ async fn what_makes_a_start_unsafe_is_refused_by_name() {
     let ahead: crate::WallClock = Arc::new(|| SystemTime::now() + Duration::from_secs(2 * 3600));
     let off = fleet.try_start_at(|addr| fleet.config("b1", 2, addr), None, ahead).await.err().expect("clock").to_string();
     assert!(off.contains("this node's clock") && off.contains("ahead of its peers"), "{off}");
+    assert_eq!(nodes[0].handles.status.nodes().len(), 1, "nobody takes note of it");
     let no_region = |addr| {
         let mut config = fleet.config("c1", 3, addr);
         config.record.region = None;
@@ -635,6 +636,9 @@ async fn a_node_speaks_only_for_itself() {
     assert_eq!((refused.counted(CallRefused::NotItself), refused.counted(CallRefused::NotAllowed)), (4, 1));
     assert!(fleet_api.propose(v1::ProposeRequest { command: vec![0xff; 9].into() }).await.is_err());
     assert_eq!(refused.counted(CallRefused::Malformed), 1);
+    let caller = Some(v1::Introduction { clock_us: 0, ..b.handles.status.fleet.introduction() });
+    let status = fleet_api.join(v1::JoinRequest { caller }).await.expect_err("its clock is off");
+    assert_eq!((status.code(), refused.counted(CallRefused::ClockOff)), (tonic::Code::FailedPrecondition, 1));
     assert!(a.cluster().healthy && a.handles.status.raft().term < 99);
     nodes.into_iter().for_each(|node| drop(node.kill()));
 }

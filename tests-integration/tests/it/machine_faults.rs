@@ -39,6 +39,11 @@ async fn a_node_whose_clock_is_hours_off_says_so_and_ends() -> anyhow::Result<()
         let fresh = field("data_dir", &cluster.dir().join(direction.replace(' ', "-")));
         let node = another_by(&cluster, command, "b-1", &["name=\"d-1\"".to_owned(), fresh])?;
         refused(node, &["clock", direction]).await?;
+        for name in ["a-1", "b-1", "c-1"] {
+            let status = cluster.causeway_json(name, &["cluster", "status"]).await?;
+            let listed = status["nodes"].as_array().context("nodes")?.len();
+            ensure!(listed == 3 && status["healthy"] == true, "{name} takes note of a node with a wrong clock: {status}");
+        }
     }
     exchange_all(&mut clients, "after a stranger with a wrong clock").await?;
     let raft = cluster.causeway_json("a-1", &["raft", "status"]).await?;
