@@ -54,6 +54,20 @@ pub struct Config {
 /// Reads the wall clock.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
+/// How the process traces; the control plane knows no exporter.
+#[derive(Debug, Clone, Copy)]
+pub struct Tracing {
+    /// Opens the span of a proposal made here if a trace shall start with it; else a disabled one.
+    pub proposal: fn() -> tracing::Span,
+    /// Writes the context of the current span, if that is exported, into the headers of a request to another node.
+    pub inject: fn(&mut http::HeaderMap),
+}
+
+impl Tracing {
+    /// Nothing is traced.
+    pub const OFF: Self = Self { proposal: tracing::Span::none, inject: |_| {} };
+}
+
 /// What the control plane is given by the process.
 #[derive(Clone)]
 pub struct Deps {
@@ -63,6 +77,8 @@ pub struct Deps {
     pub cancel: CancellationToken,
     /// The wall clock.
     pub clock: WallClock,
+    /// Traces.
+    pub tracing: Tracing,
 }
 
 impl std::fmt::Debug for Deps {

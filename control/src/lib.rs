@@ -30,12 +30,12 @@ use tokio::sync;
 use tonic::service::Routes;
 
 pub use admin::{Admin, AdminError, CommittedClaim};
-pub use config::{Config, Deps, RaftProfile, Seeds, WallClock};
+pub use config::{Config, Deps, RaftProfile, Seeds, Tracing, WallClock};
 pub use discovery::{NodeEntry, NodeSet};
 pub use error::{Fatal, StartError};
 pub use identity::{Alpn, MeshStream, MeshTls, MeshTlsError, PeerIdentity};
 pub use metrics::ControlMetrics;
-pub use peers::{ChannelUse, PeerChannels};
+pub use peers::{ChannelUse, PeerChannel, PeerChannels};
 pub use start::ControlPlane;
 pub use status::Status;
 

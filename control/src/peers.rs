@@ -2,14 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use causeway_proto::id::NodeId;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::transport::channel::ResponseFuture;
 use tonic::transport::{Channel, Endpoint};
+use tower::Service;
 
+use crate::config::Tracing;
 use crate::discovery::NodeSet;
 use crate::identity::{Alpn, EvictableStream, MeshTls, MeshTlsError};
 
@@ -50,6 +55,28 @@ pub enum ChannelError {
     Own(NodeId),
 }
 
+/// A connection to another node. Each call, be it unary or a stream, carries the trace that it is made in.
+#[derive(Debug, Clone)]
+pub struct PeerChannel {
+    channel: Channel,
+    inject: fn(&mut http::HeaderMap),
+}
+
+impl Service<http::Request<Body>> for PeerChannel {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        (self.inject)(request.headers_mut());
+        self.channel.call(request)
+    }
+}
+
 /// A lazily connected channel per (node, use).
 #[derive(Debug, Clone)]
 pub struct PeerChannels {
@@ -60,21 +87,22 @@ pub struct PeerChannels {
 struct Inner {
     tls: Arc<MeshTls>,
     nodes: watch::Receiver<Arc<NodeSet>>,
-    channels: Mutex<HashMap<(NodeId, ChannelUse), (String, Channel)>>,
+    tracing: Tracing,
+    channels: Mutex<HashMap<(NodeId, ChannelUse), (String, PeerChannel)>>,
 }
 
 impl PeerChannels {
     /// Channels to the nodes of `nodes`; their addresses are looked up at each use.
     #[must_use]
-    pub fn new(tls: Arc<MeshTls>, nodes: watch::Receiver<Arc<NodeSet>>) -> Self {
-        Self { inner: Arc::new(Inner { tls, nodes, channels: Mutex::default() }) }
+    pub fn new(tls: Arc<MeshTls>, nodes: watch::Receiver<Arc<NodeSet>>, tracing: Tracing) -> Self {
+        Self { inner: Arc::new(Inner { tls, nodes, tracing, channels: Mutex::default() }) }
     }
 
     /// The channel to a node. It connects when first used and again after each failure; the peer must prove to be `node`.
     ///
     /// # Errors
     /// [`ChannelError`] if the node is unknown or this one.
-    pub fn channel(&self, node: NodeId, channel_use: ChannelUse) -> Result<Channel, ChannelError> {
+    pub fn channel(&self, node: NodeId, channel_use: ChannelUse) -> Result<PeerChannel, ChannelError> {
         let nodes = Arc::clone(&self.inner.nodes.borrow());
         if node == nodes.own() {
             return Err(ChannelError::Own(node));
@@ -97,7 +125,7 @@ impl PeerChannels {
 
     /// A channel to whichever node of the fleet answers at `addr` (a seed).
     #[must_use]
-    pub fn seed_channel(&self, addr: &str) -> Channel {
+    pub fn seed_channel(&self, addr: &str) -> PeerChannel {
         self.connect_lazily(addr.to_owned(), None)
     }
 
@@ -111,10 +139,10 @@ impl PeerChannels {
         self.inner.tls.fingerprint().to_owned()
     }
 
-    fn connect_lazily(&self, addr: String, expected: Option<NodeId>) -> Channel {
+    fn connect_lazily(&self, addr: String, expected: Option<NodeId>) -> PeerChannel {
         let tls = Arc::clone(&self.inner.tls);
         // The URI only fills HTTP/2's pseudo headers; the connector below dials `addr`.
-        Endpoint::from_static("http://node.causeway.internal")
+        let channel = Endpoint::from_static("http://node.causeway.internal")
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
@@ -126,6 +154,7 @@ impl PeerChannels {
                     let (stream, peer) = tls.connect(&addr, expected, Alpn::Grpc).await?;
                     Ok::<_, MeshTlsError>(TokioIo::new(EvictableStream::new(stream, peer, tls)))
                 }
-            }))
+            }));
+        PeerChannel { channel, inject: self.inner.tracing.inject }
     }
 }

@@ -44,7 +44,7 @@ impl ControlPlane {
         let trust = FleetTrust::new(&config.mesh_key, config.mesh_key_next.as_ref());
         let mesh_tls = Arc::new(MeshTls::new(trust, key));
         let directory = Arc::new(Directory::new(own.record.clone()));
-        let peers = PeerChannels::new(Arc::clone(&mesh_tls), directory.subscribe());
+        let peers = PeerChannels::new(Arc::clone(&mesh_tls), directory.subscribe(), deps.tracing);
 
         let mut sources = sources(&config.seeds);
         let mut seeds: BTreeSet<String> = sources.iter_mut().flat_map(|source| source.seeds()).collect();

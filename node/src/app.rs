@@ -13,7 +13,6 @@ use causeway_proto::key::NodePublic;
 use causeway_rpc::v1;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio_rustls::TlsAcceptor;
-use tonic::service::LayerExt;
 
 use crate::admission::Open;
 use crate::clients::{self, ClientLimits, Registry, RegistryParts};
@@ -192,9 +191,10 @@ async fn start(
     });
     let mesh_door = MeshDoor::open(MeshDoorParts {
         tls: Arc::clone(&control.mesh_tls),
-        routes: control.routes.clone().add_service(
-            TraceLayer.named_layer(RoutingService::new(Arc::clone(&packets.router), control.peers.clone()).server()),
-        ),
+        routes: TraceLayer::CONTINUES.on(control
+            .routes
+            .clone()
+            .add_service(RoutingService::new(Arc::clone(&packets.router), control.peers.clone()).server())),
         take_link: {
             let acceptor = packets.acceptor.clone();
             Arc::new(move |stream, peer| acceptor.accept(stream, peer.node_id))

@@ -38,7 +38,7 @@ pub(crate) struct Met {
 }
 
 /// Introduces this node over `channel` and checks the shape of the answer.
-async fn introduce(channel: tonic::transport::Channel, ourselves: v1::Introduction, clock: &WallClock) -> Result<Met, Status> {
+async fn introduce(channel: crate::peers::PeerChannel, ourselves: v1::Introduction, clock: &WallClock) -> Result<Met, Status> {
     let sent_us = micros(clock());
     let request = v1::DescribeRequest { caller: Some(ourselves) };
     let answer = within(CALL_TIMEOUT, fleet_client(channel).describe(request)).await?;

@@ -18,7 +18,6 @@ use causeway_rpc::{convert, v1};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::Status;
-use tonic::transport::Channel;
 
 pub(crate) use bootstrap::{init_cluster, keep_standalone_formed};
 pub(crate) use heartbeat::{drive_fences, send_heartbeats};
@@ -27,12 +26,12 @@ pub(crate) use membership::keep_members;
 pub(crate) use proposer::propose_own_log;
 pub(crate) use service::FleetService;
 
-use crate::config::{Deps, WallClock};
+use crate::config::{Deps, Tracing, WallClock};
 use crate::data_dir::DataDir;
 use crate::discovery::Directory;
 use crate::error::Fatal;
 use crate::identity::PeerIdentity;
-use crate::peers::{ChannelUse, MESSAGE_SIZE_MAX, PeerChannels};
+use crate::peers::{ChannelUse, MESSAGE_SIZE_MAX, PeerChannel, PeerChannels};
 use crate::presence::{FenceMonitor, OWNERS_MAX, OwnerLog, PresenceView};
 use crate::raft::Consensus;
 use crate::watch::{OpsBucket, micros};
@@ -97,6 +96,7 @@ impl Incarnation {
 pub(crate) struct Fleet {
     pub(crate) own: Own,
     pub(crate) clock: SharedClock,
+    pub(crate) tracing: Tracing,
     pub(crate) consensus: Consensus,
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: PeerChannels,
@@ -141,6 +141,7 @@ impl Fleet {
         Self {
             own,
             clock: SharedClock(Arc::clone(&deps.clock)),
+            tracing: deps.tracing,
             consensus,
             directory,
             peers,
@@ -189,7 +190,7 @@ impl Fleet {
         self.join_problem.lock().clone()
     }
 
-    pub(crate) fn client(&self, node: NodeId) -> Result<FleetClient<Channel>, Status> {
+    pub(crate) fn client(&self, node: NodeId) -> Result<FleetClient<PeerChannel>, Status> {
         let channel = self.peers.channel(node, ChannelUse::Fleet).map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(fleet_client(channel))
     }
@@ -259,7 +260,7 @@ fn now() -> std::time::Instant {
 }
 
 /// A client with the limits of node-to-node calls.
-pub(crate) fn fleet_client(channel: Channel) -> FleetClient<Channel> {
+pub(crate) fn fleet_client(channel: PeerChannel) -> FleetClient<PeerChannel> {
     FleetClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX).max_encoding_message_size(MESSAGE_SIZE_MAX)
 }
 

@@ -8,6 +8,7 @@ use causeway_proto::presence::unpack_ops;
 use causeway_rpc::v1;
 use rand::Rng;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{Fleet, Incarnation, PROPOSE_TIMEOUT, within};
 use crate::presence::Command as PresenceCommand;
@@ -116,10 +117,13 @@ async fn offer(fleet: &Fleet, command: PresenceCommand) -> (NodeId, Result<Reply
     if !admitted {
         return (own, Err(NotDone::Forward(None)));
     }
-    match fleet.consensus.propose(Command::presence(&command)).await {
-        Err(NotDone::Forward(Some(leader))) if leader != own => (leader, offer_to(fleet, leader, &command).await),
-        done => (own, done),
-    }
+    let proposal = async {
+        match fleet.consensus.propose(Command::presence(&command)).await {
+            Err(NotDone::Forward(Some(leader))) if leader != own => (leader, offer_to(fleet, leader, &command).await),
+            done => (own, done),
+        }
+    };
+    proposal.instrument((fleet.tracing.proposal)()).await
 }
 
 async fn offer_to(fleet: &Fleet, leader: NodeId, command: &PresenceCommand) -> Result<Reply, NotDone> {

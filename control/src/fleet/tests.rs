@@ -84,7 +84,7 @@ impl TestFleet {
         let addr = listener.local_addr().unwrap();
         let config = config(addr);
         let (name, region) = (config.name.clone(), config.record.region.as_ref().map_or(0, |region| region.id));
-        let deps = Deps { tracker: TaskTracker::new(), cancel: CancellationToken::new(), clock };
+        let deps = Deps { tracker: TaskTracker::new(), cancel: CancellationToken::new(), clock, tracing: crate::Tracing::OFF };
         let started = runtime.spawn(async move {
             let handles = ControlPlane::start(config, deps.clone()).await?;
             serve(listener, &handles, &deps);

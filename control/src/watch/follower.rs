@@ -15,12 +15,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::backoff::Backoff;
 use super::{RefusedReason, WATCH_MESSAGE_SIZE_MAX, WATCH_OPS_BYTES_MAX, WATCH_SILENCE_MAX, WatchMetrics, micros};
 use crate::config::WallClock;
-use crate::peers::{ChannelError, ChannelUse, PeerChannels};
+use crate::peers::{ChannelError, ChannelUse, PeerChannel, PeerChannels};
 use crate::presence::{CLAIMS_PER_OWNER_MAX, IngestError, PeerClocks, PresenceView, WatchInput};
 
 /// Until the stream's hello: TCP, TLS and one round trip.
@@ -39,11 +38,11 @@ pub trait ChannelSource: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ChannelError`] if the node cannot be dialled at all.
-    fn watch_channel(&self, node: NodeId) -> Result<Channel, ChannelError>;
+    fn watch_channel(&self, node: NodeId) -> Result<PeerChannel, ChannelError>;
 }
 
 impl ChannelSource for PeerChannels {
-    fn watch_channel(&self, node: NodeId) -> Result<Channel, ChannelError> {
+    fn watch_channel(&self, node: NodeId) -> Result<PeerChannel, ChannelError> {
         self.channel(node, ChannelUse::Watch)
     }
 }

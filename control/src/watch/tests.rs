@@ -128,7 +128,7 @@ impl Node {
         let routes = tonic::service::Routes::new(service);
         tracker.spawn(crate::mesh_server::serve(ReceiverStream::new(incoming), routes, Arc::clone(&tls), cancel.clone()));
         let (nodes, nodes_receiver) = watch::channel(Arc::new(NodeSet::new(id, [])));
-        let peers = PeerChannels::new(tls, nodes_receiver);
+        let peers = PeerChannels::new(tls, nodes_receiver, crate::Tracing::OFF);
         let stop = cancel.clone().drop_guard();
         Self { id, view, log, metrics, nodes, peers, clock, clock_skew_us, addr, tracker, cancel, _stop: stop }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use causeway_control::{Config as ControlConfig, Deps, RaftProfile, Seeds};
+use causeway_control::{Config as ControlConfig, Deps, RaftProfile, Seeds, Tracing};
 use causeway_proto::key::{MeshKey, NodePublic};
 use causeway_rpc::v1;
 
@@ -10,6 +10,7 @@ use super::listeners::Bound;
 use crate::config::{self, Advertise, Config};
 use crate::lifecycle::clock::wall_clock;
 use crate::lifecycle::tasks::Tasks;
+use crate::telemetry::traces::{inject, proposal};
 
 /// The node's record; the control plane fills in its identity.
 pub(super) fn node_record(config: &Config, bound: &Bound, derp_public_key: &NodePublic) -> v1::NodeRecord {
@@ -79,5 +80,10 @@ pub(super) fn control_config(config: &Config, record: v1::NodeRecord) -> Control
 
 /// Where the control plane's tasks start and which clock it reads.
 pub(super) fn control_deps(tasks: &Tasks) -> Deps {
-    Deps { tracker: tasks.tracker.clone(), cancel: tasks.cancel.clone(), clock: Arc::new(wall_clock) }
+    Deps {
+        tracker: tasks.tracker.clone(),
+        cancel: tasks.cancel.clone(),
+        clock: Arc::new(wall_clock),
+        tracing: Tracing { proposal, inject },
+    }
 }

@@ -236,7 +236,7 @@ impl OperatorDoor {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .layer(authorize)
-            .layer(TraceLayer)
+            .layer(TraceLayer::STARTS)
             .add_routes(routes)
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), cancel.clone().cancelled_owned());
         let run = async move {

@@ -13,11 +13,9 @@ use causeway_rpc::v1;
 use causeway_rpc::v1::routing_client::RoutingClient;
 use causeway_rpc::v1::routing_server::{Routing, RoutingServer};
 use tonic::{Request, Response, Status};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::Router;
 use super::decide::{Action, Decision, Ingress, Question};
-use crate::telemetry::traces::inject;
 
 /// How long one node may take for its own step. A question waits so long for each node that may be on the way still.
 const HOP_DEADLINE: Duration = Duration::from_secs(2);
@@ -83,9 +81,7 @@ impl RoutingService {
         let unavailable = |why: &dyn Display| Status::unavailable(format!("node {node} cannot be asked: {why}"));
         let channel = self.peers.channel(node, ChannelUse::Fleet).map_err(|error| unavailable(&error))?;
         let deadline = HOP_DEADLINE * nodes_to_come(&question);
-        let mut request = Request::new(question);
-        inject(&tracing::Span::current().context(), request.metadata_mut());
-        match tokio::time::timeout(deadline, RoutingClient::new(channel).explain(request)).await {
+        match tokio::time::timeout(deadline, RoutingClient::new(channel).explain(question)).await {
             Ok(answer) => answer.map(Response::into_inner).map_err(|status| unavailable(&status.message())),
             Err(_) => Err(unavailable(&"no answer")),
         }

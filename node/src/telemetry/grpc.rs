@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use http::Request;
 use opentelemetry::trace::TraceContextExt;
+use tonic::service::Routes;
 use tower::{Layer, Service};
 use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -13,13 +14,28 @@ use super::traces::{TARGET, extract, sample};
 
 /// Opens the spans.
 #[derive(Clone, Copy, Debug)]
-pub struct TraceLayer;
+pub struct TraceLayer {
+    starts: bool,
+}
+
+impl TraceLayer {
+    /// A request that is in no trace may start one: for what operators ask.
+    pub const STARTS: Self = Self { starts: true };
+    /// Only requests that are in a sampled trace have spans: nodes talk all the time.
+    pub const CONTINUES: Self = Self { starts: false };
+
+    /// All services of `routes`, with spans.
+    #[must_use]
+    pub fn on(self, routes: Routes) -> Routes {
+        Routes::from(routes.into_axum_router().layer(self))
+    }
+}
 
 impl<S> Layer<S> for TraceLayer {
     type Service = Trace<S>;
 
     fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner }
+        Trace { inner, starts: self.starts }
     }
 }
 
@@ -27,13 +43,15 @@ impl<S> Layer<S> for TraceLayer {
 #[derive(Clone, Debug)]
 pub struct Trace<S> {
     inner: S,
+    starts: bool,
 }
 
-/// The span of a request: in its caller's trace if that is sampled, a new one if the sampler says so.
-fn span_of<B>(request: &Request<B>) -> Option<tracing::Span> {
+/// The span of a request: in its caller's trace if that is sampled, in a new one if it may start one and the sampler says so.
+fn span_of<B>(request: &Request<B>, starts: bool) -> Option<tracing::Span> {
     let parent = extract(request.headers());
     let is_traced = parent.span().span_context().is_sampled();
-    if !is_traced && !sample() {
+    let begins = !is_traced && starts && sample();
+    if !is_traced && !begins {
         return None;
     }
     let span = tracing::info_span!(target: TARGET, "rpc", otel.name = request.uri().path(), otel.kind = "server");
@@ -57,7 +75,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match span_of(&request) {
+        match span_of(&request, self.starts) {
             Some(span) => Box::pin(span.in_scope(|| self.inner.call(request)).instrument(span.clone())),
             None => Box::pin(self.inner.call(request)),
         }

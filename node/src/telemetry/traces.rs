@@ -14,6 +14,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing::Subscriber;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
@@ -93,9 +94,15 @@ impl Traces {
     }
 }
 
-/// Writes a context into the metadata of a gRPC request (W3C `traceparent`).
-pub fn inject(context: &Context, metadata: &mut tonic::metadata::MetadataMap) {
-    TraceContextPropagator::new().inject_context(context, &mut MetadataInjector(metadata));
+/// The span of a proposal to Raft, if the sampler lets a trace start with it; else a disabled one.
+#[must_use]
+pub fn proposal() -> tracing::Span {
+    if sample() { tracing::info_span!(target: TARGET, "propose") } else { tracing::Span::none() }
+}
+
+/// Writes the context of the current span into the headers of a gRPC request (W3C `traceparent`); nothing if it is not exported.
+pub fn inject(headers: &mut http::HeaderMap) {
+    TraceContextPropagator::new().inject_context(&tracing::Span::current().context(), &mut HeaderInjector(headers));
 }
 
 /// Reads the context of a gRPC or HTTP request; an empty one if there is none.
@@ -104,11 +111,15 @@ pub fn extract(headers: &http::HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers))
 }
 
-struct MetadataInjector<'a>(&'a mut tonic::metadata::MetadataMap);
+struct HeaderInjector<'a>(&'a mut http::HeaderMap);
 
-impl Injector for MetadataInjector<'_> {
+impl Injector for HeaderInjector<'_> {
     fn set(&mut self, key: &str, value: String) {
-        if let (Ok(key), Ok(value)) = (tonic::metadata::MetadataKey::from_bytes(key.as_bytes()), value.parse()) {
+        // An empty trace state says nothing.
+        if value.is_empty() {
+            return;
+        }
+        if let (Ok(key), Ok(value)) = (http::HeaderName::from_bytes(key.as_bytes()), value.parse()) {
             self.0.insert(key, value);
         }
     }

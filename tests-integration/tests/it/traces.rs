@@ -1,7 +1,7 @@
-//! One packet, one trace, wherever its hops are.
+//! One packet or one proposal, one trace, wherever its hops are.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use causeway_tests_integration::client::{SETTLE, TestClient};
 use causeway_tests_integration::cluster::Cluster;
@@ -12,6 +12,7 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
@@ -50,43 +51,105 @@ fn hops(exported: &ResourceSpans) -> Vec<Hop> {
     spans.map(|span| Hop { node: node.clone(), span: span.clone() }).collect()
 }
 
+/// By trace: which span is at which node.
+type ByTrace = BTreeMap<Vec<u8>, Vec<Hop>>;
+
+/// What a running collector got.
+struct Exports {
+    /// The settings of nodes that export everything to it.
+    settings: [String; 2],
+    received: mpsc::Receiver<ExportTraceServiceRequest>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Exports {
+    async fn collect() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let endpoint = format!("otlp.endpoint=\"http://{}\"", listener.local_addr()?);
+        let (exports, received) = mpsc::channel(EXPORTS_MAX);
+        let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(Collector(exports)));
+        let server = TaskTracker::new().spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        Ok(Self { settings: [endpoint, "otlp.sample_ratio=1.0".to_owned()], received, server })
+    }
+
+    async fn cluster(&self) -> anyhow::Result<Cluster> {
+        let [endpoint, ratio] = &self.settings;
+        Cluster::start(2, 1, &[endpoint, ratio]).await
+    }
+
+    /// Takes in exports until `found` is in them; `None` if it never is.
+    async fn until<T>(&mut self, found: impl Fn(&ByTrace) -> Option<T>) -> Option<T> {
+        let mut traces = ByTrace::new();
+        let waiting = async {
+            loop {
+                let export = self.received.recv().await.expect("the collector runs");
+                for hop in export.resource_spans.iter().flat_map(hops) {
+                    traces.entry(hop.span.trace_id.clone()).or_default().push(hop);
+                }
+                if let Some(found) = found(&traces) {
+                    return found;
+                }
+            }
+        };
+        tokio::time::timeout(EXPORTED, waiting).await.ok()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hops_of_a_forwarded_packet_are_one_trace() -> anyhow::Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let endpoint = format!("otlp.endpoint=\"http://{}\"", listener.local_addr()?);
-    let (exports, mut received) = mpsc::channel(EXPORTS_MAX);
-    let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(Collector(exports)));
-    let server = TaskTracker::new().spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-
-    let cluster = Cluster::start(2, 1, &[&endpoint, "otlp.sample_ratio=1.0"]).await?;
+    let mut exports = Exports::collect().await?;
+    let cluster = exports.cluster().await?;
     let alice = TestClient::connect(&cluster, "a-1").await?;
     let mut bob = TestClient::connect(&cluster, "b-1").await?;
     tokio::time::sleep(SETTLE).await;
     alice.send(bob.key(), b"follow me").await?;
     bob.expect(alice.key(), b"follow me").await?;
 
-    // By trace: which span is at which node. The only packet of this fleet has an origin at one and a target at the other.
-    let mut traces: BTreeMap<Vec<u8>, Vec<Hop>> = BTreeMap::new();
-    let complete = tokio::time::timeout(EXPORTED, async {
-        loop {
-            let export = received.recv().await.expect("the collector runs");
-            for hop in export.resource_spans.iter().flat_map(hops) {
-                traces.entry(hop.span.trace_id.clone()).or_default().push(hop);
-            }
-            let find = |hops: &[Hop], name: &str| hops.iter().position(|hop| hop.span.name == name);
-            let both = traces.values().find_map(|hops| Some((hops, find(hops, "origin")?, find(hops, "target")?)));
-            if let Some((hops, origin, target)) = both {
-                let (origin, target) = (&hops[origin], &hops[target]);
-                assert_eq!((origin.node.as_str(), target.node.as_str()), ("a-1", "b-1"));
-                assert!(origin.span.parent_span_id.is_empty(), "the origin begins the trace");
-                assert_eq!(target.span.parent_span_id, origin.span.span_id, "the target follows the origin");
-                return;
-            }
-        }
+    // The only packet of this fleet has an origin at one node and a target at the other.
+    let both = exports.until(|traces| {
+        traces.values().find_map(|hops| {
+            let find = |name: &str| hops.iter().find(|hop| hop.span.name == name);
+            let (origin, target) = (find("origin")?, find("target")?);
+            assert_eq!((origin.node.as_str(), target.node.as_str()), ("a-1", "b-1"));
+            assert!(origin.span.parent_span_id.is_empty(), "the origin begins the trace");
+            assert_eq!(target.span.parent_span_id, origin.span.span_id, "the target follows the origin");
+            Some(())
+        })
     });
-    complete.await.expect("origin and target in one trace");
+    both.await.expect("origin and target in one trace");
     drop((alice, bob));
     cluster.finish(&["a-1", "b-1"], &Expected::default()).await?;
-    server.abort();
+    exports.server.abort();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_proposed_by_a_follower_is_one_trace_with_the_leader() -> anyhow::Result<()> {
+    let mut exports = Exports::collect().await?;
+    let cluster = exports.cluster().await?;
+    let before = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
+    // One of the two nodes does not lead.
+    let clients = (TestClient::connect(&cluster, "a-1").await?, TestClient::connect(&cluster, "b-1").await?);
+
+    let handled = exports.until(|traces| {
+        for hop in traces.values().flatten().filter(|hop| hop.span.parent_span_id.is_empty()) {
+            let between_nodes = ["Fleet", "Raft", "Watch"].map(|service| format!("/causeway.v1.{service}/"));
+            let starts = between_nodes.iter().any(|service| hop.span.name.starts_with(service));
+            assert!(!starts, "{} starts a trace of its own", hop.span.name);
+        }
+        traces.values().find_map(|hops| {
+            let login =
+                hops.iter().find(|hop| hop.span.name == "propose" && u128::from(hop.span.start_time_unix_nano) > before)?;
+            let leader = hops.iter().find(|hop| hop.span.name == "/causeway.v1.Fleet/Propose")?;
+            assert!(login.span.parent_span_id.is_empty(), "the proposal begins the trace");
+            assert_eq!(leader.span.parent_span_id, login.span.span_id, "the leader handles the proposal");
+            assert_ne!(leader.node, login.node, "the proposer does not lead");
+            Some(())
+        })
+    });
+    handled.await.expect("proposer and leader in one trace");
+    drop(clients);
+    cluster.finish(&["a-1", "b-1"], &Expected::default()).await?;
+    exports.server.abort();
     Ok(())
 }

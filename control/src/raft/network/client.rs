@@ -25,9 +25,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
-use tonic::transport::Channel;
 
-use crate::peers::{ChannelUse, MESSAGE_SIZE_MAX, PeerChannels};
+use crate::peers::{ChannelUse, MESSAGE_SIZE_MAX, PeerChannel, PeerChannels};
 use crate::raft::codec::{entry_to, log_id_from, log_id_to, stored_membership_to, vote_from, vote_to};
 use crate::raft::snapshot::SnapshotFile;
 use crate::raft::types::{GROUP_ID, TypeConfig, Vote};
@@ -95,7 +94,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    fn client(&self) -> Result<RaftClient<Channel>, Unreachable<TypeConfig>> {
+    fn client(&self) -> Result<RaftClient<PeerChannel>, Unreachable<TypeConfig>> {
         let channel = self.network.peers.channel(self.target, self.channel_use).map_err(|error| Unreachable::new(&error))?;
         Ok(RaftClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX).max_encoding_message_size(MESSAGE_SIZE_MAX))
     }
