@@ -679,12 +679,38 @@ async fn with_no_room_on_disk() {
         status.raft().state == "shutdown"
     })
     .await;
-    assert!(!status.raft().stopped_because.is_empty());
+    let why = status.raft().stopped_because;
+    assert!(why.contains("File too large"), "{why}");
     assert!(status.not_ready_because().iter().any(|reason| reason.contains("left raft")), "{:?}", status.not_ready_because());
     // Presence does not need Raft.
     nodes[0].claim(key(9));
     assert!(nodes[0].handles.view.has_valid_claim(&key(9)));
     assert!(nodes[0].handles.fatal.borrow().is_none());
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_panic_of_raft_shows_and_the_others_go_on() {
+    let mut fleet = TestFleet::new();
+    let nodes = fleet.start_all(&[("a1", 1), ("b1", 2), ("c1", 3)]).await;
+    nodes[0].handles.admin.init_cluster(init(3)).await.unwrap();
+    all_healthy(&nodes).await;
+    let leader = NodeId(nodes[0].cluster().leader);
+    let led = nodes.iter().find(|node| node.id() == leader).unwrap();
+    let status = &led.handles.status;
+    status.fleet.consensus.panic().await;
+    eventually("the end of raft here", async || status.raft().state == "shutdown").await;
+    assert_eq!(status.raft().stopped_because, "its task panicked");
+    assert!(status.not_ready_because().iter().any(|reason| reason.contains("left raft (its task panicked)")));
+    assert!(!status.fleet.consensus.is_leader() && status.fleet.consensus.leader().is_none());
+    let others = || nodes.iter().filter(|node| node.id() != leader);
+    eventually("another leader", async || {
+        others().all(|node| ![0, leader.0].contains(&node.cluster().leader) && node.handles.status.not_ready_because().is_empty())
+    })
+    .await;
+    // Presence does not need Raft.
+    led.claim(key(9));
+    eventually("the claim at the others", async || others().all(|node| node.handles.view.has_valid_claim(&key(9)))).await;
     nodes.into_iter().for_each(|node| drop(node.kill()));
 }
 

@@ -11,12 +11,13 @@ pub(crate) mod types;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use causeway_proto::id::NodeId;
 use causeway_rpc::v1;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
 use openraft::{EmptyNode, Instant as _, RaftMetrics, ReadPolicy, ServerState};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -78,6 +79,8 @@ pub(crate) struct Consensus {
     machine: StateMachine,
     log: DiskLog,
     snapshots: SnapshotStore,
+    /// Raft's main task has ended, whether it still could say so (a panic leaves its metrics as they were) or not.
+    ended: Arc<AtomicBool>,
 }
 
 /// Who leads and who belongs to the group, as of a moment.
@@ -128,7 +131,8 @@ impl Consensus {
         let raft = Raft::new(own.0, settings, network, log.clone(), machine.clone())
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
-        let consensus = Self { raft, machine, log, snapshots };
+        let consensus = Self { raft, machine, log, snapshots, ended: Arc::default() };
+        tracker.spawn(consensus.clone().note_end(cancel.clone()));
         tracker.spawn(consensus.clone().take_snapshots(SNAPSHOT_LOG_BYTES_MIN, SNAPSHOT_CHECK_INTERVAL, cancel.clone()));
         let (raft, cancel) = (consensus.raft.clone(), cancel.clone());
         tracker.spawn(async move {
@@ -152,7 +156,27 @@ impl Consensus {
 
     /// Cloned out at once: holding the guard would freeze Raft.
     fn metrics(&self) -> RaftMetrics<TypeConfig> {
-        self.raft.metrics().borrow_watched().clone()
+        let mut metrics = self.raft.metrics().borrow_watched().clone();
+        if self.has_ended() {
+            metrics.state = ServerState::Shutdown;
+            metrics.running_state = metrics.running_state.and(Err(Fatal::Panicked));
+        }
+        metrics
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end of Raft's main task, which drops its end of the metrics, and takes note of it.
+    async fn note_end(self, cancel: CancellationToken) {
+        let mut metrics = self.raft.metrics();
+        while metrics.changed().await.is_ok() {}
+        self.ended.store(true, Ordering::Relaxed);
+        if !cancel.is_cancelled() {
+            let reason = self.group().stopped.unwrap_or_default();
+            tracing::error!(reason, "raft has ended on this node; it keeps relaying");
+        }
     }
 
     /// Leader and members, as of now.
@@ -169,7 +193,10 @@ impl Consensus {
             voters,
             members: metrics.membership_config.nodes().map(|(id, _)| NodeId(*id)).collect(),
             quorum_ack_age,
-            stopped: metrics.running_state.err().map(|fatal| fatal.to_string()),
+            stopped: metrics.running_state.err().map(|fatal| match fatal {
+                Fatal::Panicked => "its task panicked".to_owned(),
+                fatal => fatal.to_string(),
+            }),
         }
     }
 
@@ -225,12 +252,21 @@ impl Consensus {
 
     /// The leader, if one is known.
     pub(crate) fn leader(&self) -> Option<NodeId> {
-        self.raft.metrics().borrow_watched().current_leader.map(NodeId)
+        let leader = self.raft.metrics().borrow_watched().current_leader;
+        // Of a task that has ended nothing is heard any more.
+        leader.filter(|_| !self.has_ended()).map(NodeId)
     }
 
     /// Whether this node leads.
     pub(crate) fn is_leader(&self) -> bool {
-        self.raft.metrics().borrow_watched().state == ServerState::Leader
+        !self.has_ended() && self.raft.metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    /// Lets Raft's main task panic.
+    #[cfg(test)]
+    pub(crate) async fn panic(&self) {
+        let ended: Result<(), _> = self.raft.with_raft_state(|_| panic!("on purpose")).await;
+        assert!(ended.is_err());
     }
 
     /// Whether this node has never voted nor stored an entry. `false` if Raft has ended.

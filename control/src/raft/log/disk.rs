@@ -91,7 +91,8 @@ impl DiskLog {
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut raft_log::RaftLog<LogTypes>) -> Result<T, io::Error>) -> Result<T, io::Error> {
-        work(&mut self.log.write())
+        let mut log = self.log.write();
+        work(&mut log).map_err(|error| first_failure(&log, error))
     }
 
     fn read_entries(&self, start: u64, end: u64, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
@@ -108,6 +109,11 @@ impl DiskLog {
         }
         Ok(entries)
     }
+}
+
+/// The failure that ended the library's writer, if it has ended: whoever writes after that is told of a closed channel only.
+fn first_failure(log: &raft_log::RaftLog<LogTypes>, error: io::Error) -> io::Error {
+    log.wait_worker_idle().err().unwrap_or(error)
 }
 
 /// Tells damage from other failures and finds the file: the library names the chunk in its message only.
@@ -179,7 +185,8 @@ impl RaftLogStorage<TypeConfig> for DiskLog {
             log.save_vote((*vote).into())?;
             log.flush(true, Some(Flushed::Vote(done)))
         })?;
-        flushed.await.map_err(|_| io::Error::other("the log's writer is gone"))?
+        let gone = |_| first_failure(&self.log.read(), io::Error::other("the log's writer is gone"));
+        flushed.await.map_err(gone)?
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
