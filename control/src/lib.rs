@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod peers;
 pub mod presence;
 pub mod raft;
+mod refusals;
 mod start;
 pub mod status;
 pub mod watch;

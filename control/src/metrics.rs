@@ -3,63 +3,14 @@
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::fleet::Fleet;
+use crate::refusals::CallsRefused;
 use crate::status::Status;
 use crate::watch::WatchMetrics;
-
-/// Why a call of a peer was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[non_exhaustive]
-pub enum CallRefused {
-    /// The connection proved no node identity.
-    NoIdentity,
-    /// The peer spoke for another node.
-    NotItself,
-    /// A field of the wrong shape.
-    Malformed,
-    /// The peer belongs to another fleet.
-    OtherFleet,
-    /// The peer's clock, or this node's, is off.
-    ClockOff,
-    /// The peer is not admitted.
-    NotAdmitted,
-    /// The peer asked for something only the leader does.
-    NotAllowed,
-    /// Claims more than 1 h ahead.
-    TooFarAhead,
-    /// More operations than a node may propose.
-    TooFast,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Refused {
-    reason: CallRefused,
-}
-
-/// Refused Raft and fleet calls, by reason.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct CallsRefused {
-    by_reason: Family<Refused, Counter>,
-}
-
-impl CallsRefused {
-    /// Counts a refusal and passes its status on.
-    pub(crate) fn count(&self, reason: CallRefused, status: tonic::Status) -> tonic::Status {
-        self.by_reason.get_or_create(&Refused { reason }).inc();
-        status
-    }
-
-    #[cfg(test)]
-    pub(crate) fn counted(&self, reason: CallRefused) -> u64 {
-        self.by_reason.get_or_create(&Refused { reason }).get()
-    }
-}
 
 /// Metrics of watch, Raft and fleet.
 #[derive(Debug, Clone)]
@@ -73,8 +24,7 @@ impl ControlMetrics {
     /// Registers everything below `causeway_watch_`, `causeway_raft_` and `causeway_fleet_`.
     pub fn register(&self, registry: &mut Registry) {
         self.watch.register(registry);
-        let refused = self.calls_refused.by_reason.clone();
-        registry.register("causeway_fleet_calls_refused", "Raft and fleet calls of peers refused", refused);
+        self.calls_refused.register(registry);
         registry.register_collector(Box::new(FleetCollector { status: Status { fleet: Arc::clone(&self.fleet) } }));
     }
 }

@@ -17,11 +17,11 @@ use crate::error::{Fatal, StartError};
 use crate::fleet::{self, Fleet, FleetService, Own};
 use crate::followers::follow_all;
 use crate::identity::{FleetTrust, MeshTls, NodeKey};
-use crate::metrics::CallsRefused;
 use crate::presence::{OwnerLog, PresenceView};
 use crate::raft::Consensus;
 use crate::raft::fleet_state::check_record;
 use crate::raft::types::GROUP_ID;
+use crate::refusals::CallsRefused;
 use crate::watch::{Follower, WatchMetrics, WatchService};
 use crate::{Admin, ControlMetrics, Handles, PeerChannels, Status};
 

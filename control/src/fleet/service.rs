@@ -14,13 +14,13 @@ use super::proposer::BATCH_BYTES_MAX;
 use super::{Fleet, Incarnation, now};
 use crate::discovery::Directory;
 use crate::identity::PeerIdentity;
-use crate::metrics::{CallRefused, CallsRefused};
 use crate::peers::MESSAGE_SIZE_MAX;
 use crate::presence::Command as PresenceCommand;
 use crate::raft::NotDone;
 use crate::raft::committed_claim;
 use crate::raft::fleet_state::check_record;
 use crate::raft::types::{Command, Reply};
+use crate::refusals::{CallRefused, CallsRefused};
 
 /// Nodes named in an answer to an introduction.
 const NAMED_NODES_MAX: usize = 256;

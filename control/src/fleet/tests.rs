@@ -598,7 +598,7 @@ async fn two_fleets_of_one_mesh_key_keep_apart() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_node_speaks_only_for_itself() {
-    use crate::metrics::CallRefused;
+    use crate::refusals::CallRefused;
     use causeway_proto::id::BootId;
     use causeway_rpc::v1::raft_client::RaftClient;
 

@@ -26,9 +26,9 @@ pub use log::LogError;
 pub use snapshot::SnapshotError;
 
 use crate::config::RaftProfile;
-use crate::metrics::CallsRefused;
 use crate::peers::PeerChannels;
 use crate::presence::PresenceView;
+use crate::refusals::CallsRefused;
 use log::DiskLog;
 use network::{Network, RaftService};
 use snapshot::SnapshotStore;

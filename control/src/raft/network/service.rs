@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::identity::PeerIdentity;
-use crate::metrics::{CallRefused, CallsRefused};
 use crate::peers::MESSAGE_SIZE_MAX;
 use crate::raft::Raft;
 use crate::raft::codec::{entry_from, log_id_from, log_id_to, stored_membership_from, vote_from, vote_to};
 use crate::raft::snapshot::SnapshotStore;
 use crate::raft::types::{GROUP_ID, SnapshotMeta, TypeConfig, Vote};
+use crate::refusals::{CallRefused, CallsRefused};
 
 /// Answers the Raft calls of peers.
 #[derive(Clone)]
