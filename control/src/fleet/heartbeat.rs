@@ -21,8 +21,13 @@ pub(crate) async fn send_heartbeats(fleet: Arc<Fleet>, cancel: CancellationToken
     let work = async {
         loop {
             let leader = fleet.consensus.leader();
-            if let Some(leader) = leader.filter(|leader| *leader != fleet.own.id()) {
-                fleet.beat(leader).await;
+            let beat = match leader {
+                Some(leader) => leader == fleet.own.id() || fleet.beat(leader, false).await,
+                None => false,
+            };
+            // Cut off from Raft: perhaps a copy of this node has taken its place there. Whoever leads would say so.
+            if !beat {
+                fleet.beat_voters().await;
             }
             // Both may be dropped: the next round asks for the leader anew.
             tokio::select! {
@@ -35,7 +40,8 @@ pub(crate) async fn send_heartbeats(fleet: Arc<Fleet>, cancel: CancellationToken
 }
 
 impl Fleet {
-    async fn beat(&self, leader: NodeId) {
+    /// Sends one heartbeat; whether `leader` took it as the leader.
+    async fn beat(&self, leader: NodeId, cut_off: bool) -> bool {
         let heartbeat = v1::FleetHeartbeat {
             node_id: self.own.id().0,
             epoch: self.own.epoch.0,
@@ -47,9 +53,23 @@ impl Fleet {
             Err(status) => Err(status),
         };
         match answer {
-            Ok(reply) => self.heard_of_ourselves(leader, reply.caller_seen.as_ref()),
-            Err(status) => tracing::debug!(%leader, reason = status.message(), "the leader did not take a heartbeat"),
+            Ok(reply) => {
+                if reply.is_leader {
+                    self.heard_of_ourselves(leader, reply.caller_seen.as_ref(), cut_off);
+                }
+                reply.is_leader
+            }
+            Err(status) => {
+                tracing::debug!(%leader, reason = status.message(), "the leader did not take a heartbeat");
+                false
+            }
         }
+    }
+
+    async fn beat_voters(&self) {
+        let voters = self.consensus.group().voters;
+        futures::future::join_all(voters.into_iter().filter(|voter| *voter != self.own.id()).map(|voter| self.beat(voter, true)))
+            .await;
     }
 
     /// The nodes that the leader watches: admitted ones, with what the table has of them.

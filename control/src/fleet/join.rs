@@ -254,7 +254,7 @@ impl Fleet {
         let request = v1::JoinRequest { caller: Some(self.introduction()) };
         Ok(match within(super::PROPOSE_TIMEOUT, client.join(request)).await?.outcome {
             Some(Outcome::Admitted(admitted)) => {
-                self.heard_of_ourselves(node, admitted.caller_seen.as_ref());
+                self.heard_of_ourselves(node, admitted.caller_seen.as_ref(), false);
                 Asked::Admitted
             }
             Some(Outcome::Leader(record)) => {

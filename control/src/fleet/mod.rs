@@ -240,12 +240,14 @@ impl Fleet {
 
     /// `from` told what it has seen of this very node: a higher epoch, or ours by another process, means a copied data directory.
     ///
-    /// Believed of this node's own Raft and of the elected leader, if it is a voter: any other peer's word must not end a process.
-    pub(crate) fn heard_of_ourselves(&self, from: NodeId, seen: Option<&v1::EpochSeen>) {
+    /// Believed of this node's own Raft and of the elected leader, if it is a voter: any other peer's word must not end a process. A node
+    /// that is `cut_off` (nobody it knows as leader answers as one, perhaps because a copy took its place in Raft) believes any voter.
+    pub(crate) fn heard_of_ourselves(&self, from: NodeId, seen: Option<&v1::EpochSeen>, cut_off: bool) {
         let Some(seen) = seen.filter(|seen| seen.epoch >= self.own.epoch.0) else { return };
         if seen.epoch > self.own.epoch.0 || seen.boot_id.as_ref() != self.own.boot_id.0.as_slice() {
             let group = self.consensus.group();
-            if from != self.own.id() && (group.leader != Some(from) || !group.voters.contains(&from)) {
+            let may_lead = group.voters.contains(&from) && (cut_off || group.leader == Some(from));
+            if from != self.own.id() && !may_lead {
                 tracing::debug!(%from, epoch = seen.epoch, "a node that does not lead tells of another process under this identity");
                 return;
             }

@@ -74,7 +74,7 @@ async fn run(fleet: &Fleet) {
             Ok(Reply::Gap { expected_seq }) => next = Next::From(expected_seq),
             Ok(Reply::NeedsReset { at_least_seq }) => next = Next::Reset(at_least_seq),
             Ok(Reply::Superseded { epoch, boot_id }) => {
-                fleet.heard_of_ourselves(from, Some(&Incarnation { epoch, boot_id }.to_message()));
+                fleet.heard_of_ourselves(from, Some(&Incarnation { epoch, boot_id }.to_message()), false);
                 tokio::time::sleep(REFUSED_WAIT).await;
             }
             Ok(Reply::Refused(reason)) => {

@@ -424,7 +424,7 @@ async fn the_word_of_a_peer_that_does_not_lead_ends_no_process() {
     };
     let lie = v1::EpochSeen { epoch: 99, boot_id: vec![9; 16].into() };
     let control = &told.handles.status.fleet;
-    control.heard_of_ourselves(liar.id(), Some(&lie));
+    control.heard_of_ourselves(liar.id(), Some(&lie), false);
     assert!(told.handles.fatal.borrow().is_none());
     // Over the wire at the next start: it is neither believed nor does it use up the counter.
     let process = super::Incarnation { epoch: Epoch(u64::MAX), boot_id: causeway_proto::id::BootId([9; 16]) };
@@ -438,7 +438,7 @@ async fn the_word_of_a_peer_that_does_not_lead_ends_no_process() {
     all_healthy(&nodes).await;
     assert!(nodes[2].handles.fatal.borrow().is_none());
     let leader = NodeId(nodes[2].cluster().leader);
-    nodes[2].handles.status.fleet.heard_of_ourselves(leader, Some(&lie));
+    nodes[2].handles.status.fleet.heard_of_ourselves(leader, Some(&lie), false);
     assert!(nodes[2].handles.fatal.borrow().is_some(), "the elected leader's word counts");
     nodes.into_iter().for_each(|node| drop(node.kill()));
 }
