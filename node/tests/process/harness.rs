@@ -183,9 +183,24 @@ impl Node {
 
 /// One HTTP request without TLS; the whole answer.
 pub(crate) async fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    try_get(address, path).await.unwrap()
+}
+
+/// One HTTP request without TLS, which a node without descriptors may refuse.
+async fn try_get(address: &str, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
     let mut answer = String::new();
-    timeout(DEADLINE, stream.read_to_string(&mut answer)).await.expect("an answer").unwrap();
-    answer
+    timeout(DEADLINE, stream.read_to_string(&mut answer)).await.expect("an answer")?;
+    Ok(answer)
+}
+
+/// Waits until a node that was short of descriptors answers again.
+pub(crate) async fn until_served(address: &str) {
+    let served = async {
+        while !try_get(address, "/healthz").await.is_ok_and(|answer| answer.ends_with("ok\n")) {
+            sleep(POLL).await;
+        }
+    };
+    timeout(DEADLINE, served).await.expect("served again");
 }
