@@ -9,6 +9,7 @@ mod derp;
 mod dev;
 mod failover;
 mod interop;
+mod load;
 mod local;
 mod machine_faults;
 mod mesh;
