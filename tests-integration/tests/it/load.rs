@@ -1,6 +1,6 @@
 //! Many clients at once: idle ones beside busy ones, bursts to hundreds, crowds that do not read, a bulk transfer.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use causeway_proto::limits::PACKET_LEN_MAX;
@@ -46,7 +46,7 @@ async fn busy_pairs_beside_thousands_of_idle_clients_lose_nothing() -> anyhow::R
     /// Of a debug build, TLS and DERP buffers included.
     const BYTES_PER_IDLE_CLIENT: u64 = 32 * 1024;
 
-    let count = if std::env::var_os("CAUSEWAY_LONG_TESTS").is_some() { 9_000 } else { 2_000 };
+    let count = if std::env::var_os("CAUSEWAY_LONG_TESTS").is_some() { 10_000 } else { 2_000 };
     let cluster = Cluster::start(2, 1, &ONE_SOURCE).await?;
     let first = connect_many(&cluster, 2).await?;
     let empty = resident_bytes(&cluster, "a-1")?;
