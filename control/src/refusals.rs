@@ -12,6 +12,8 @@ pub(crate) enum CallRefused {
     NoIdentity,
     /// The peer spoke for another node.
     NotItself,
+    /// A newer process of the peer's node has been seen.
+    Superseded,
     /// A field of the wrong shape.
     Malformed,
     /// The peer belongs to another fleet.

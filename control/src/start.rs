@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use causeway_proto::id::{BootId, NodeId};
+use causeway_rpc::v1;
 use rand::RngCore;
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -14,7 +15,7 @@ use crate::derpmap;
 use crate::discovery::{Directory, NodeSet, sources};
 use crate::epoch::EpochCounter;
 use crate::error::{Fatal, StartError};
-use crate::fleet::{self, Fleet, FleetService, Own};
+use crate::fleet::{self, Fleet, FleetService, Incarnation, Own};
 use crate::followers::follow_all;
 use crate::identity::{FleetTrust, MeshTls, NodeKey};
 use crate::presence::{OwnerLog, PresenceView};
@@ -60,7 +61,9 @@ impl ControlPlane {
         let owner_log = OwnerLog::new(id, own.epoch, own.boot_id, Arc::clone(&view));
         let raft_dir = dir.raft_dir(GROUP_ID);
         let (tracker, cancel) = (&deps.tracker, &deps.cancel);
-        let consensus = Consensus::open(&raft_dir, id, config.profile, Arc::clone(&view), peers.clone(), tracker, cancel).await?;
+        let sender = v1::RaftSender { epoch: own.epoch.0, boot_id: own.boot_id.0.to_vec().into() };
+        let consensus =
+            Consensus::open(&raft_dir, id, sender, config.profile, Arc::clone(&view), peers.clone(), tracker, cancel).await?;
         let fleet = Arc::new(Fleet::new(own, &deps, dir, consensus, Arc::clone(&directory), peers, view, owner_log));
 
         let metrics =
@@ -127,8 +130,10 @@ fn handles(
         deps.cancel.clone(),
     );
     let refused = metrics.calls_refused.clone();
+    let known = Arc::clone(&fleet);
+    let is_newest = Arc::new(move |node, epoch, boot_id| known.is_newest(node, Incarnation { epoch, boot_id }));
     let routes = Routes::new(FleetService::new(Arc::clone(&fleet), refused.clone()).into_server())
-        .add_service(fleet.consensus.service(refused, deps.cancel.clone()).into_server())
+        .add_service(fleet.consensus.service(refused, is_newest, deps.cancel.clone()).into_server())
         .add_service(watch_service.into_server());
     Handles {
         identity: fleet.own.identity,

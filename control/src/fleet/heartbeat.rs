@@ -9,6 +9,7 @@ use causeway_rpc::v1;
 use tokio_util::sync::CancellationToken;
 
 use super::{CALL_TIMEOUT, Fleet, within};
+use crate::error::Fatal;
 use crate::presence::fence::{HEARTBEAT_INTERVAL, Member};
 use crate::raft::state_machine::FleetView;
 use crate::raft::types::Command;
@@ -21,12 +22,12 @@ pub(crate) async fn send_heartbeats(fleet: Arc<Fleet>, cancel: CancellationToken
     let work = async {
         loop {
             let leader = fleet.consensus.leader();
-            let beat = match leader {
-                Some(leader) => leader == fleet.own.id() || fleet.beat(leader, false).await,
-                None => false,
+            let taken = match leader {
+                Some(leader) if leader != fleet.own.id() => fleet.beat_leader(leader).await,
+                _ => false,
             };
-            // Cut off from Raft: perhaps a copy of this node has taken its place there. Whoever leads would say so.
-            if !beat {
+            // Cut off from Raft, or leading it: perhaps a copy of this node has taken its place. The voters would say so.
+            if !taken {
                 fleet.beat_voters().await;
             }
             // Both may be dropped: the next round asks for the leader anew.
@@ -40,36 +41,44 @@ pub(crate) async fn send_heartbeats(fleet: Arc<Fleet>, cancel: CancellationToken
 }
 
 impl Fleet {
-    /// Sends one heartbeat; whether `leader` took it as the leader.
-    async fn beat(&self, leader: NodeId, cut_off: bool) -> bool {
+    /// Sends one heartbeat.
+    async fn beat(&self, to: NodeId) -> Option<v1::FleetHeartbeatReply> {
         let heartbeat = v1::FleetHeartbeat {
             node_id: self.own.id().0,
             epoch: self.own.epoch.0,
             boot_id: self.own.boot_id.0.to_vec().into(),
             clock_us: self.now_us(),
         };
-        let answer = match self.client(leader) {
+        let answer = match self.client(to) {
             Ok(mut client) => within(CALL_TIMEOUT, client.heartbeat(heartbeat)).await,
             Err(status) => Err(status),
         };
-        match answer {
-            Ok(reply) => {
-                if reply.is_leader {
-                    self.heard_of_ourselves(leader, reply.caller_seen.as_ref(), cut_off);
-                }
-                reply.is_leader
-            }
-            Err(status) => {
-                tracing::debug!(%leader, reason = status.message(), "the leader did not take a heartbeat");
-                false
-            }
-        }
+        answer.inspect_err(|status| tracing::debug!(%to, reason = status.message(), "a heartbeat was not taken")).ok()
+    }
+
+    /// Sends one heartbeat; whether `leader` took it as the leader.
+    async fn beat_leader(&self, leader: NodeId) -> bool {
+        let Some(reply) = self.beat(leader).await.filter(|reply| reply.is_leader) else { return false };
+        self.heard_of_ourselves(leader, reply.caller_seen.as_ref(), false);
+        true
     }
 
     async fn beat_voters(&self) {
         let voters = self.consensus.group().voters;
-        futures::future::join_all(voters.into_iter().filter(|voter| *voter != self.own.id()).map(|voter| self.beat(voter, true)))
-            .await;
+        let others = voters.iter().filter(|voter| **voter != self.own.id());
+        let beats = others.map(async |voter| Some((*voter, self.beat(*voter).await?)));
+        let replies: Vec<_> = futures::future::join_all(beats).await.into_iter().flatten().collect();
+        for (voter, reply) in replies.iter().filter(|(_, reply)| reply.is_leader) {
+            self.heard_of_ourselves(*voter, reply.caller_seen.as_ref(), true);
+        }
+        // If two copies of a leader both believe that they lead, nobody else does; but most voters know the newer one.
+        let superseding = replies.iter().filter_map(|(_, reply)| self.superseding(reply.caller_seen.as_ref()));
+        let seen: Vec<Epoch> = superseding.collect();
+        if seen.len() > voters.len() / 2
+            && let Some(theirs) = seen.into_iter().max()
+        {
+            self.fail(Fatal::OwnEpochSuperseded { ours: self.own.epoch, theirs });
+        }
     }
 
     /// The nodes that the leader watches: admitted ones, with what the table has of them.

@@ -215,6 +215,12 @@ impl Fleet {
         before
     }
 
+    /// Takes note of a process of a node; whether it is the newest one seen of that node.
+    pub(crate) fn is_newest(&self, node: NodeId, process: Incarnation) -> bool {
+        let before = self.saw(node, process);
+        process.epoch > before.epoch || process == before
+    }
+
     /// How long a proposal of so many operations must wait, so that no node fills the log; `None`: longer than it is worth.
     fn proposal_wait(&self, node: NodeId, ops: usize) -> Option<Duration> {
         let now = tokio::time::Instant::now();
@@ -243,16 +249,21 @@ impl Fleet {
     /// Believed of this node's own Raft and of the elected leader, if it is a voter: any other peer's word must not end a process. A node
     /// that is `cut_off` (nobody it knows as leader answers as one, perhaps because a copy took its place in Raft) believes any voter.
     pub(crate) fn heard_of_ourselves(&self, from: NodeId, seen: Option<&v1::EpochSeen>, cut_off: bool) {
-        let Some(seen) = seen.filter(|seen| seen.epoch >= self.own.epoch.0) else { return };
-        if seen.epoch > self.own.epoch.0 || seen.boot_id.as_ref() != self.own.boot_id.0.as_slice() {
-            let group = self.consensus.group();
-            let may_lead = group.voters.contains(&from) && (cut_off || group.leader == Some(from));
-            if from != self.own.id() && !may_lead {
-                tracing::debug!(%from, epoch = seen.epoch, "a node that does not lead tells of another process under this identity");
-                return;
-            }
-            self.fail(Fatal::OwnEpochSuperseded { ours: self.own.epoch, theirs: Epoch(seen.epoch) });
+        let Some(theirs) = self.superseding(seen) else { return };
+        let group = self.consensus.group();
+        let may_lead = group.voters.contains(&from) && (cut_off || group.leader == Some(from));
+        if from != self.own.id() && !may_lead {
+            tracing::debug!(%from, epoch = %theirs, "a node that does not lead tells of another process under this identity");
+            return;
         }
+        self.fail(Fatal::OwnEpochSuperseded { ours: self.own.epoch, theirs });
+    }
+
+    /// The epoch of another process under this identity that is ours or higher, if that is what was seen.
+    fn superseding(&self, seen: Option<&v1::EpochSeen>) -> Option<Epoch> {
+        let seen = seen.filter(|seen| seen.epoch >= self.own.epoch.0)?;
+        let other = seen.epoch > self.own.epoch.0 || seen.boot_id.as_ref() != self.own.boot_id.0.as_slice();
+        other.then_some(Epoch(seen.epoch))
     }
 }
 

@@ -176,8 +176,7 @@ impl FleetApi for FleetService {
         let process = Incarnation::from_message(heartbeat.epoch, &heartbeat.boot_id)
             .map_err(|status| self.refused.count(CallRefused::Malformed, status))?;
         let before = self.fleet.saw(peer.node_id, process);
-        let newest = process.epoch > before.epoch || process == before;
-        if newest {
+        if process.epoch > before.epoch || process == before {
             self.fleet.fences.lock().heartbeat(peer.node_id, process.epoch, tokio::time::Instant::now().into_std());
         }
         let admitted = self.fleet.consensus.machine().read(|state| state.fleet.nodes.contains_key(&peer.node_id));

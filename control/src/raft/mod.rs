@@ -30,7 +30,7 @@ use crate::peers::PeerChannels;
 use crate::presence::PresenceView;
 use crate::refusals::CallsRefused;
 use log::DiskLog;
-use network::{Network, RaftService};
+use network::{IsNewest, Network, RaftService};
 use snapshot::SnapshotStore;
 use state_machine::StateMachine;
 use types::{Command, Reply, TypeConfig};
@@ -111,9 +111,11 @@ impl Consensus {
     ///
     /// # Errors
     /// [`OpenError`], naming the file.
+    #[expect(clippy::too_many_arguments, reason = "called once, where everything is wired")]
     pub(crate) async fn open(
         dir: &Path,
         own: NodeId,
+        sender: v1::RaftSender,
         profile: RaftProfile,
         view: Arc<PresenceView>,
         peers: PeerChannels,
@@ -127,7 +129,7 @@ impl Consensus {
         let machine = StateMachine::new(view, snapshots.clone());
         let settings = types::settings(profile).map_err(|error| OpenError::Raft(error.to_string()))?;
         let heartbeat = Duration::from_millis(settings.heartbeat_interval);
-        let network = Network::new(own, peers, heartbeat, tracker.clone(), cancel.clone());
+        let network = Network::new(own, sender, peers, heartbeat, tracker.clone(), cancel.clone());
         let raft = Raft::new(own.0, settings, network, log.clone(), machine.clone())
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
@@ -145,8 +147,8 @@ impl Consensus {
     }
 
     /// Answers peers' Raft calls.
-    pub(crate) fn service(&self, refused: CallsRefused, cancel: CancellationToken) -> RaftService {
-        RaftService::new(self.raft.clone(), self.snapshots.clone(), refused, cancel)
+    pub(crate) fn service(&self, refused: CallsRefused, is_newest: IsNewest, cancel: CancellationToken) -> RaftService {
+        RaftService::new(self.raft.clone(), self.snapshots.clone(), refused, is_newest, cancel)
     }
 
     /// The replicated state.

@@ -261,6 +261,7 @@ fn write_file(path: &Path, meta: &SnapshotMeta, fleet: &FleetState, table: &Tabl
         last_log_id: meta.last_log_id.as_ref().map(log_id_to),
         last_membership: Some(stored_membership_to(&meta.last_membership)),
         length: 0,
+        sender: None,
     };
     write_block(&mut out, &header.encode_to_vec())?;
     write_block(&mut out, &fleet.to_snapshot().encode_to_vec())?;

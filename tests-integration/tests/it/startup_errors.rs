@@ -134,7 +134,8 @@ async fn of_a_node_and_its_copy_only_one_runs_on() -> anyhow::Result<()> {
     drop(clients);
     let expected = Expected::default()
         .line("this node must stop reason=another process runs as this node")
-        .line("a peer knows a higher epoch of this node");
+        .line("a peer knows a higher epoch of this node")
+        .line("refused a watch stream");
     cluster.finish(&["a-1", "b-1"], &expected).await
 }
 

@@ -46,6 +46,7 @@ const BACKOFF: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
     own: NodeId,
+    sender: v1::RaftSender,
     peers: PeerChannels,
     /// An append stream with requests outstanding that hears nothing for so long is ended.
     append_silence_max: Duration,
@@ -56,12 +57,13 @@ pub(crate) struct Network {
 impl Network {
     pub(crate) fn new(
         own: NodeId,
+        sender: v1::RaftSender,
         peers: PeerChannels,
         heartbeat_interval: Duration,
         tracker: TaskTracker,
         cancel: CancellationToken,
     ) -> Self {
-        Self { own, peers, append_silence_max: heartbeat_interval * 5, tracker, cancel }
+        Self { own, sender, peers, append_silence_max: heartbeat_interval * 5, tracker, cancel }
     }
 
     fn connection(&self, target: u64, channel_use: ChannelUse) -> Connection {
@@ -125,6 +127,7 @@ impl Connection {
             vote: Some(vote_to(&rpc.vote)),
             last_log_id: rpc.last_log_id.as_ref().map(log_id_to),
             leadership_transfer: rpc.leadership_transfer,
+            sender: Some(self.network.sender.clone()),
         };
         let call = async move { if pre_vote { client.pre_vote(request).await } else { client.vote(request).await } };
         let reply = self.unary(RPCTypes::Vote, option, call).await?;
@@ -181,7 +184,7 @@ impl NetStreamAppend<TypeConfig> for Connection {
             let (requests, transport) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
             let (sent_tx, sent) = tokio::sync::watch::channel(0_u64);
             let cancel = self.network.cancel.child_token();
-            let pump = pump_appends(input, requests, sent_tx);
+            let pump = pump_appends(input, self.network.sender.clone(), requests, sent_tx);
             let token = cancel.clone();
             self.network.tracker.spawn(async move { token.run_until_cancelled(pump).await });
             // The pump must end with the replies: an orphan would hold openraft's request stream.
@@ -205,8 +208,12 @@ impl NetStreamAppend<TypeConfig> for Connection {
 }
 
 /// Moves requests from openraft into the transport, counting them.
-async fn pump_appends<S>(mut input: S, requests: mpsc::Sender<v1::RaftAppendRequest>, sent: tokio::sync::watch::Sender<u64>)
-where
+async fn pump_appends<S>(
+    mut input: S,
+    sender: v1::RaftSender,
+    requests: mpsc::Sender<v1::RaftAppendRequest>,
+    sent: tokio::sync::watch::Sender<u64>,
+) where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
     while let Some(request) = input.next().await {
@@ -216,6 +223,7 @@ where
             prev_log_id: request.prev_log_id.as_ref().map(log_id_to),
             entries: request.entries.iter().map(entry_to).collect(),
             leader_commit: request.leader_commit.as_ref().map(log_id_to),
+            sender: Some(sender.clone()),
         };
         if requests.send(request).await.is_err() {
             return;
@@ -298,6 +306,7 @@ impl NetSnapshot<TypeConfig> for Connection {
             last_log_id: snapshot.meta.last_log_id.as_ref().map(log_id_to),
             last_membership: Some(stored_membership_to(&snapshot.meta.last_membership)),
             length: snapshot.snapshot.length(),
+            sender: Some(self.network.sender.clone()),
         };
         let reading = read_pieces(snapshot.snapshot, header, pieces);
         let call = async move {
@@ -351,6 +360,7 @@ impl NetTransferLeader<TypeConfig> for Connection {
             from_leader: Some(vote_to(req.from_leader())),
             to_node_id: *req.to_node_id(),
             last_log_id: req.last_log_id().map(log_id_to),
+            sender: Some(self.network.sender.clone()),
         };
         let call = async move { client.transfer_leader(request).await };
         let reply = self.unary(RPCTypes::TransferLeader, &option, call).await?;

@@ -4,4 +4,4 @@ mod client;
 mod service;
 
 pub(crate) use client::Network;
-pub(crate) use service::RaftService;
+pub(crate) use service::{IsNewest, RaftService};

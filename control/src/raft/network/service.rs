@@ -1,10 +1,11 @@
 //! The receiving half: Raft calls of peers, each checked against the peer's certificate, handed to openraft.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
-use causeway_proto::id::NodeId;
-use causeway_rpc::v1;
+use causeway_proto::id::{BootId, Epoch, NodeId};
 use causeway_rpc::v1::raft_server::{Raft as RaftApi, RaftServer};
+use causeway_rpc::{MalformedMessage, convert, v1};
 use futures::{Stream, StreamExt};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderError, TransferLeaderRequest, VoteRequest};
 use tokio_util::sync::CancellationToken;
@@ -18,18 +19,27 @@ use crate::raft::snapshot::SnapshotStore;
 use crate::raft::types::{GROUP_ID, SnapshotMeta, TypeConfig, Vote};
 use crate::refusals::{CallRefused, CallsRefused};
 
+/// Whether a process is the newest one seen of its node; takes note of it if so.
+pub(crate) type IsNewest = Arc<dyn Fn(NodeId, Epoch, BootId) -> bool + Send + Sync>;
+
 /// Answers the Raft calls of peers.
 #[derive(Clone)]
 pub(crate) struct RaftService {
     raft: Raft,
     snapshots: SnapshotStore,
-    refused: CallsRefused,
+    gate: Gate,
     cancel: CancellationToken,
 }
 
 impl RaftService {
-    pub(crate) const fn new(raft: Raft, snapshots: SnapshotStore, refused: CallsRefused, cancel: CancellationToken) -> Self {
-        Self { raft, snapshots, refused, cancel }
+    pub(crate) const fn new(
+        raft: Raft,
+        snapshots: SnapshotStore,
+        refused: CallsRefused,
+        is_newest: IsNewest,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self { raft, snapshots, gate: Gate { refused, is_newest }, cancel }
     }
 
     pub(crate) fn into_server(self) -> RaftServer<Self> {
@@ -42,32 +52,55 @@ impl RaftService {
     fn peer_of<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let peer = request.extensions().get::<PeerIdentity>().map(|peer| peer.node_id);
         peer.ok_or_else(|| {
-            self.refused.count(CallRefused::NoIdentity, Status::unauthenticated("the connection has no peer identity"))
+            self.gate.refused.count(CallRefused::NoIdentity, Status::unauthenticated("the connection has no peer identity"))
         })
     }
 
     fn vote_request(&self, request: Request<v1::RaftVoteRequest>) -> Result<VoteRequest<TypeConfig>, Status> {
         let peer = self.peer_of(&request)?;
         let request = request.into_inner();
-        let vote = check(&self.refused, request.group_id, request.vote.as_ref(), peer)?;
+        let vote = self.gate.check(peer, request.group_id, request.vote.as_ref(), request.sender.as_ref())?;
         let mut rpc = VoteRequest::new(vote, request.last_log_id.as_ref().map(log_id_from));
         rpc.leadership_transfer = request.leadership_transfer;
         Ok(rpc)
     }
 }
 
-/// Checks group and sender: a node speaks in Raft only for itself.
-fn check(refused: &CallsRefused, group_id: u32, vote: Option<&v1::RaftBallot>, peer: NodeId) -> Result<Vote, Status> {
-    if group_id != GROUP_ID {
-        let status = Status::failed_precondition(format!("there is no raft group {group_id} here"));
-        return Err(refused.count(CallRefused::Malformed, status));
+/// What every call must show before openraft sees it.
+#[derive(Clone)]
+struct Gate {
+    refused: CallsRefused,
+    is_newest: IsNewest,
+}
+
+impl Gate {
+    /// Checks group and sender: a node speaks in Raft only for itself, and only its newest process does. Two processes of one data
+    /// directory share a vote: heard by the same voters, both could lead in one term.
+    fn check(
+        &self,
+        peer: NodeId,
+        group_id: u32,
+        vote: Option<&v1::RaftBallot>,
+        sender: Option<&v1::RaftSender>,
+    ) -> Result<Vote, Status> {
+        if group_id != GROUP_ID {
+            let status = Status::failed_precondition(format!("there is no raft group {group_id} here"));
+            return Err(self.refused.count(CallRefused::Malformed, status));
+        }
+        let malformed = |error: MalformedMessage| self.refused.count(CallRefused::Malformed, error.into());
+        let vote = vote_from(vote).map_err(malformed)?;
+        if vote.leader_id.node_id != peer.0 {
+            let status = Status::permission_denied("a node may send only its own vote");
+            return Err(self.refused.count(CallRefused::NotItself, status));
+        }
+        let sender = sender.ok_or_else(|| malformed(MalformedMessage::new("sender", "which process speaks")))?;
+        let boot_id = convert::boot_id("sender.boot_id", &sender.boot_id).map_err(malformed)?;
+        if !(self.is_newest)(peer, Epoch(sender.epoch), boot_id) {
+            let status = Status::failed_precondition("a newer process of this node has been seen");
+            return Err(self.refused.count(CallRefused::Superseded, status));
+        }
+        Ok(vote)
     }
-    let vote = vote_from(vote).map_err(|error| refused.count(CallRefused::Malformed, error.into()))?;
-    if vote.leader_id.node_id != peer.0 {
-        let status = Status::permission_denied("a node may send only its own vote");
-        return Err(refused.count(CallRefused::NotItself, status));
-    }
-    Ok(vote)
 }
 
 fn vote_reply(reply: &openraft::raft::VoteResponse<TypeConfig>) -> Response<v1::RaftVoteReply> {
@@ -89,8 +122,8 @@ impl RaftApi for RaftService {
     async fn append(&self, request: Request<Streaming<v1::RaftAppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
         let peer = self.peer_of(&request)?;
         // A malformed request ends the stream: what came before it is answered.
-        let refused = self.refused.clone();
-        let requests = request.into_inner().scan((), move |(), message| append_request(&refused, message, peer));
+        let gate = self.gate.clone();
+        let requests = request.into_inner().scan((), move |(), message| append_request(&gate, message, peer));
         let replies = self.raft.stream_append(requests).map(|result| match result {
             Ok(result) => Ok(append_reply(result)),
             Err(fatal) => Err(stopped(fatal)),
@@ -117,7 +150,7 @@ impl RaftApi for RaftService {
         let Some(v1::RaftSnapshotPiece { piece: Some(Piece::Header(header)) }) = pieces.message().await? else {
             return Err(Status::invalid_argument("a snapshot starts with its header"));
         };
-        let vote = check(&self.refused, header.group_id, header.vote.as_ref(), peer)?;
+        let vote = self.gate.check(peer, header.group_id, header.vote.as_ref(), header.sender.as_ref())?;
         let last_membership = stored_membership_from(header.last_membership.unwrap_or_default())?;
         let meta = SnapshotMeta { last_log_id: header.last_log_id.as_ref().map(log_id_from), last_membership };
         let data = pieces.map(|piece| match piece?.piece {
@@ -137,7 +170,7 @@ impl RaftApi for RaftService {
         use v1::raft_transfer_leader_reply::Refused;
         let peer = self.peer_of(&request)?;
         let request = request.into_inner();
-        let vote = check(&self.refused, request.group_id, request.from_leader.as_ref(), peer)?;
+        let vote = self.gate.check(peer, request.group_id, request.from_leader.as_ref(), request.sender.as_ref())?;
         let last_log_id = request.last_log_id.as_ref().map(log_id_from);
         let rpc = TransferLeaderRequest::new(vote, request.to_node_id, last_log_id);
         let refused = match self.raft.handle_transfer_leader(rpc).await.map_err(stopped)? {
@@ -156,13 +189,13 @@ impl RaftApi for RaftService {
 }
 
 fn append_request(
-    refused: &CallsRefused,
+    gate: &Gate,
     message: Result<v1::RaftAppendRequest, Status>,
     peer: NodeId,
 ) -> std::future::Ready<Option<AppendEntriesRequest<TypeConfig>>> {
     let decode = |message: Result<v1::RaftAppendRequest, Status>| {
         let message = message?;
-        let vote = check(refused, message.group_id, message.vote.as_ref(), peer)?;
+        let vote = gate.check(peer, message.group_id, message.vote.as_ref(), message.sender.as_ref())?;
         let entries = message.entries.into_iter().map(entry_from).collect::<Result<Vec<_>, _>>()?;
         Ok::<_, Status>(AppendEntriesRequest {
             vote,
@@ -186,4 +219,30 @@ fn append_reply(result: openraft::raft::StreamAppendResult<TypeConfig>) -> v1::R
         Err(StreamAppendError::HigherVote(vote)) => Reply::HigherVote(vote_to(&vote)),
     };
     v1::RaftAppendReply { reply: Some(reply) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_newest_process_of_the_node_itself_is_heard() {
+        let newest = BootId([7; 16]);
+        let is_newest: IsNewest = Arc::new(move |_, epoch, boot_id| (epoch, boot_id) == (Epoch(3), newest));
+        let gate = Gate { refused: CallsRefused::default(), is_newest };
+        let vote = v1::RaftBallot { term: 1, node_id: 5, committed: false };
+        let sender = |epoch, boot_id: BootId| v1::RaftSender { epoch, boot_id: boot_id.0.to_vec().into() };
+        let check =
+            |peer, sender: Option<v1::RaftSender>| gate.check(NodeId(peer), GROUP_ID, Some(&vote), sender.as_ref()).is_ok();
+
+        assert!(check(5, Some(sender(3, newest))));
+        assert!(!check(5, Some(sender(2, newest))), "an older process");
+        assert!(!check(5, Some(sender(3, BootId([8; 16])))), "its copy");
+        assert_eq!(gate.refused.counted(CallRefused::Superseded), 2);
+        assert!(!check(6, Some(sender(3, newest))), "another node's vote");
+        assert_eq!(gate.refused.counted(CallRefused::NotItself), 1);
+        assert!(!check(5, None), "it does not say which process it is");
+        assert!(!check(5, Some(v1::RaftSender { epoch: 3, boot_id: vec![7].into() })), "a boot id of one byte");
+        assert_eq!(gate.refused.counted(CallRefused::Malformed), 2);
+    }
 }
