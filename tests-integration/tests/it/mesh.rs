@@ -31,6 +31,17 @@ async fn every_node_reaches_every_node_right_after_login() -> anyhow::Result<()>
     cluster.finish(&NODES, &Expected::default()).await
 }
 
+/// Sends until a packet arrives, then takes in what is still under way.
+async fn find_way_round(from: &TestClient, to: &mut TestClient) -> anyhow::Result<()> {
+    wait_for("a packet to find its way round the cut link", Duration::from_secs(10), async || {
+        from.send(to.key(), b"round").await?;
+        Ok(to.packet_within(Duration::from_millis(200)).await?.map(drop))
+    })
+    .await?;
+    while to.packet_within(Duration::from_millis(500)).await?.is_some() {}
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn traffic_of_a_cut_link_passes_a_third_node_in_order() -> anyhow::Result<()> {
     let nodes = ["a-1", "b-1", "c-1"];
@@ -44,12 +55,8 @@ async fn traffic_of_a_cut_link_passes_a_third_node_in_order() -> anyhow::Result<
 
     proxies.cut("a-1", "b-1").await;
     // Until both ends know, packets on the cut link may be lost; afterwards none is.
-    wait_for("a packet to find its way round the cut link", Duration::from_secs(10), async || {
-        alice.send(bob.key(), b"round").await?;
-        Ok(bob.packet_within(Duration::from_millis(200)).await?.map(drop))
-    })
-    .await?;
-    while bob.packet_within(Duration::from_millis(500)).await?.is_some() {}
+    find_way_round(&alice, &mut bob).await?;
+    find_way_round(&bob, &mut alice).await?;
     let passed_on =
         async || anyhow::Ok(cluster.metrics("c-1").await?.sum("causeway_router_transit_packets_total", &[]).unwrap_or(0.0));
     let before = passed_on().await?;
