@@ -6,14 +6,16 @@ use std::sync::Arc;
 use causeway_proto::derp::info::ClientInfo;
 use causeway_proto::derpmap::DerpMap;
 use causeway_proto::id::RegionId;
-use causeway_proto::key::{MeshKey, NodePrivate};
+use causeway_proto::key::{MeshKey, NodePrivate, NodePublic};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{CONNECT_TIMEOUT, Connection, Login};
-use crate::dial::Endpoint;
+use crate::connection::Connection;
+use crate::dial::{Endpoint, Route};
 use crate::error::{ConfigError, ConnectError};
+use crate::login::{CONNECT_TIMEOUT, Login};
+use crate::proxy::Proxy;
 use crate::region::{connect_region, find_region};
 use crate::tls::Trust;
 
@@ -67,7 +69,8 @@ impl ClientBuilder {
     #[must_use]
     pub fn new(key: NodePrivate) -> Self {
         let info = ClientInfo { can_ack_pings: true, ..ClientInfo::current() };
-        Self { server: None, login: Login { key, info, trust: None, preferred: true, watch: false } }
+        let login = Login { key, info, route: Route::default(), server_key: None, preferred: true, watch: false };
+        Self { server: None, login }
     }
 
     /// Logs in with this key instead.
@@ -101,7 +104,7 @@ impl ClientBuilder {
     /// Verifies servers by `trust` instead of the system's root certificates. Share one between many clients.
     #[must_use]
     pub fn trust(mut self, trust: Trust) -> Self {
-        self.login.trust = Some(trust);
+        self.login.route.trust = Some(trust);
         self
     }
 
@@ -111,6 +114,29 @@ impl ClientBuilder {
     /// [`ConfigError::CaFileRead`], [`ConfigError::CaFileContent`].
     pub fn ca_file(self, path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         Ok(self.trust(Trust::ca_file(path)?))
+    }
+
+    /// Reaches servers through this proxy, as far as it is for them. Measurements over HTTPS go through it, STUN does not.
+    #[must_use]
+    pub fn proxy(mut self, proxy: Proxy) -> Self {
+        self.login.route.proxy = Some(Arc::new(proxy));
+        self
+    }
+
+    /// Reaches servers through the proxy that the environment names, if any: see [`Proxy::from_environment`].
+    ///
+    /// # Errors
+    /// [`ConfigError::Proxy`], naming the variable.
+    pub fn proxy_from_environment(mut self) -> Result<Self, ConfigError> {
+        self.login.route.proxy = Proxy::from_environment()?.map(Arc::new);
+        Ok(self)
+    }
+
+    /// Accepts only a server with this key, and saves the round trip that asks for it. Nodes have a key each, so it is for one server.
+    #[must_use]
+    pub const fn server_key(mut self, key: NodePublic) -> Self {
+        self.login.server_key = Some(key);
+        self
     }
 
     /// Whether the client says that it answers pings of the server, which it does in any case; true unless set.

@@ -1,52 +1,36 @@
-//! One DERP connection: TCP, TLS, upgrade, login, then a sender and a receiver that work apart from each other.
+//! One established DERP connection: a sender and a receiver that work apart from each other.
 //!
 //! The sender side may be cloned; a writer task owns the socket's write half. The receiver decodes in the caller's task: without a task
 //! that calls [`Receiver::recv`], pings are not answered and a dead connection is not noticed.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use causeway_proto::derp::encoder::{PACKET_HEADER_LEN, forward_packet_header, send_packet_header, to_bytes};
+use causeway_proto::derp::encoder::to_bytes;
 use causeway_proto::derp::frame::{Frame, PeerGoneReason, PingData, PresentFlags};
-use causeway_proto::derp::handshake::Step;
-use causeway_proto::derp::handshake::client::{AwaitServerInfo, ClientHandshake, ClientSession, HandshakeError};
-use causeway_proto::derp::info::{ClientInfo, ServerInfo};
-use causeway_proto::derp::meta_cert::MetaCert;
-use causeway_proto::derp::ping::{PINGS_OUTSTANDING_MAX, PONG_TIMEOUT};
-use causeway_proto::derp::upgrade::{ResponseHead, UpgradeRequest};
-use causeway_proto::key::{NodePrivate, NodePublic};
-use causeway_proto::limits::PACKET_LEN_MAX;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use causeway_proto::derp::handshake::client::ClientSession;
+use causeway_proto::derp::info::ServerInfo;
+use causeway_proto::key::NodePublic;
+use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, Sleep, timeout, timeout_at};
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::dial::{Endpoint, Transport, dial};
-use crate::error::{ConfigError, ConnectError, ConnectionError, Phase, PingError, SendError};
+use crate::dial::{Endpoint, Transport};
+use crate::error::{ConnectError, ConnectionError, SendError};
+use crate::login::{LoggedIn, Login, is_hang_up, log_in};
 use crate::outbox::{Outbox, Refused};
 use crate::rate::TokenBucket;
-use crate::tls::Trust;
-
-/// Time for everything up to the answer to the login (`derp.md` section 4.7).
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::sender::{Sender, write_batches};
 
 /// A connection on which not a byte came for so long is dead; servers send a keep-alive at least every 65 s.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// A connection whose socket takes no byte for so long is dead.
-pub const WRITE_STALL_MAX: Duration = Duration::from_secs(10);
-
-/// Time for the last bytes of a connection that we close.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Room made for one read while logging in: answers are a few hundred bytes.
-const LOGIN_READ_LEN: usize = 2048;
 
 /// Room made for one read of a session.
 const READ_LEN: usize = 32 * 1024;
@@ -114,28 +98,16 @@ pub enum Event {
 pub struct ConnectionInfo {
     /// The node's name in the map, or the address that was dialled.
     pub node: String,
-    /// The server's address.
+    /// The server's address, or the proxy's.
     pub remote_addr: SocketAddr,
     /// Ours.
     pub local_addr: SocketAddr,
     /// The server's key.
     pub server_key: NodePublic,
-    /// The server's key came from the TLS handshake, which saved a round trip (`derp.md` section 4.3).
+    /// The server's key was known or came from the TLS handshake, which saved a round trip (`derp.md` section 4.3).
     pub fast_start: bool,
     /// What the server answered to the login.
     pub server_info: ServerInfo,
-}
-
-/// What a login says; the same for every node that is tried.
-#[derive(Clone, Debug)]
-pub(crate) struct Login {
-    pub(crate) key: NodePrivate,
-    pub(crate) info: ClientInfo,
-    /// `None`: the system's roots.
-    pub(crate) trust: Option<Trust>,
-    pub(crate) preferred: bool,
-    /// Asks for all clients of the node right after the login; needs the mesh key.
-    pub(crate) watch: bool,
 }
 
 /// One established DERP connection.
@@ -159,44 +131,24 @@ impl Connection {
         tasks: &TaskTracker,
         cancel: &CancellationToken,
     ) -> Result<Self, ConnectError> {
-        let (stream, addr) = within(deadline, Phase::Dial, dial(endpoint)).await?;
-        let local_addr = stream.local_addr().map_err(|source| ConnectError::Io { addr, phase: Phase::Dial, source })?;
-        let tls = Transport::new(stream, endpoint, login.trust.as_ref());
-        let (transport, meta) = within(deadline, Phase::Tls, tls).await?;
-
-        let mut greeter = Greeter { transport, addr, deadline, buffer: BytesMut::new() };
-        let (server_info, session) = greeter.log_in(endpoint, ideal_node, login, meta).await?;
-        let info = ConnectionInfo {
-            node: endpoint.name.clone(),
-            remote_addr: addr,
-            local_addr,
-            server_key: session.server_key,
-            fast_start: meta.is_some(),
-            server_info,
-        };
-        Ok(Self::start(greeter.transport, greeter.buffer, session, info, login, tasks, cancel.child_token()))
+        let logged_in = log_in(endpoint, ideal_node, login, deadline).await?;
+        Ok(Self::start(logged_in, login, tasks, cancel.child_token()))
     }
 
-    fn start(
-        transport: Transport,
-        buffer: BytesMut,
-        session: ClientSession,
-        info: ConnectionInfo,
-        login: &Login,
-        tasks: &TaskTracker,
-        over: CancellationToken,
-    ) -> Self {
+    fn start(logged_in: LoggedIn, login: &Login, tasks: &TaskTracker, over: CancellationToken) -> Self {
+        let LoggedIn { transport, buffer, session, info } = logged_in;
         let (read, write) = tokio::io::split(transport);
         let shared = Arc::new(Shared {
             outbox: Outbox::default(),
             pings: Mutex::default(),
+            rate_limited: AtomicU64::new(0),
             is_mesh_peer: login.info.mesh_key.is_some(),
             over,
             drained: CancellationToken::new(),
             info,
         });
         shared.outbox.set_limit(limit_of(&shared.info.server_info));
-        let sender = Sender { shared: Arc::clone(&shared) };
+        let sender = Sender::new(Arc::clone(&shared));
         // The outbox is empty: there is room.
         if login.preferred {
             sender.note_preferred(true).ok();
@@ -239,356 +191,48 @@ impl Connection {
     }
 }
 
-async fn within<T>(
-    deadline: Instant,
-    phase: Phase,
-    step: impl Future<Output = Result<T, ConnectError>>,
-) -> Result<T, ConnectError> {
-    timeout_at(deadline, step).await.unwrap_or(Err(ConnectError::Timeout { limit: CONNECT_TIMEOUT, phase }))
-}
-
-/// Upgrade and login over a fresh byte stream.
-struct Greeter {
-    transport: Transport,
-    addr: SocketAddr,
-    deadline: Instant,
-    /// Received and not used yet.
-    buffer: BytesMut,
-}
-
-impl Greeter {
-    async fn log_in(
-        &mut self,
-        endpoint: &Endpoint,
-        ideal_node: Option<&str>,
-        login: &Login,
-        meta: Option<MetaCert>,
-    ) -> Result<(ServerInfo, ClientSession), ConnectError> {
-        let host = endpoint.host_header();
-        let request = UpgradeRequest { host: &host, fast_start: meta.is_some(), ideal_node }
-            .to_bytes()
-            .map_err(|_| ConfigError::ServerName(endpoint.host_name.clone()))?;
-        let handshake = ClientHandshake::new(login.key.clone(), login.info.clone());
-        let waiting = match meta {
-            Some(meta) => {
-                let (client_info, waiting) = handshake.fast_start(meta.server_key).map_err(|e| self.handshake(e))?;
-                // One write, one TLS record: the server reads the login together with the request.
-                self.send(Phase::Upgrade, &[&request[..], &client_info[..]].concat()).await?;
-                waiting
-            }
-            None => {
-                self.send(Phase::Upgrade, &request).await?;
-                self.read_switch().await?;
-                let (client_info, waiting) = self.read_greeting(handshake).await?;
-                self.send(Phase::Login, &client_info).await?;
-                waiting
-            }
-        };
-        self.read_server_info(waiting).await
-    }
-
-    async fn read_switch(&mut self) -> Result<(), ConnectError> {
-        loop {
-            match ResponseHead::take(&mut self.buffer) {
-                Ok(Some(head)) if head.switched() => return Ok(()),
-                Ok(Some(head)) => return Err(self.upgrade(format!("HTTP status {}", head.status))),
-                Ok(None) => self.receive(Phase::Upgrade).await?,
-                Err(e) => return Err(self.upgrade(e.to_string())),
-            }
-        }
-    }
-
-    async fn read_greeting(&mut self, mut handshake: ClientHandshake) -> Result<(Bytes, AwaitServerInfo), ConnectError> {
-        loop {
-            match handshake.read_greeting(&mut self.buffer).map_err(|e| self.handshake(e))? {
-                Step::Done(done) => return Ok(done),
-                Step::More(again) => handshake = again,
-            }
-            self.receive(Phase::Login).await?;
-        }
-    }
-
-    async fn read_server_info(&mut self, mut waiting: AwaitServerInfo) -> Result<(ServerInfo, ClientSession), ConnectError> {
-        loop {
-            match waiting.read_server_info(&mut self.buffer).map_err(|e| self.handshake(e))? {
-                Step::Done(done) => return Ok(done),
-                Step::More(again) => waiting = again,
-            }
-            self.receive(Phase::Login).await?;
-        }
-    }
-
-    async fn send(&mut self, phase: Phase, bytes: &[u8]) -> Result<(), ConnectError> {
-        let addr = self.addr;
-        let transport = &mut self.transport;
-        let write = async {
-            transport.write_all(bytes).await?;
-            transport.flush().await
-        };
-        within(self.deadline, phase, async { write.await.map_err(|source| ConnectError::Io { addr, phase, source }) }).await
-    }
-
-    /// Reads something; every phase bounds what it takes before it asks for more.
-    async fn receive(&mut self, phase: Phase) -> Result<(), ConnectError> {
-        self.buffer.reserve(LOGIN_READ_LEN);
-        let addr = self.addr;
-        let read = self.transport.read_buf(&mut self.buffer);
-        within(self.deadline, phase, async {
-            match read.await {
-                Ok(0) => Err(ConnectError::Closed { addr, phase }),
-                Ok(_) => Ok(()),
-                // A server that refuses a client often resets the connection, since it has not read all of the login.
-                Err(e) if is_hang_up(&e) => Err(ConnectError::Closed { addr, phase }),
-                Err(source) => Err(ConnectError::Io { addr, phase, source }),
-            }
-        })
-        .await
-    }
-
-    const fn handshake(&self, source: HandshakeError) -> ConnectError {
-        ConnectError::Handshake { addr: self.addr, source }
-    }
-
-    const fn upgrade(&self, why: String) -> ConnectError {
-        ConnectError::Upgrade { addr: self.addr, why }
-    }
-}
-
-/// The other side is gone, politely or not. Without TLS's own goodbye a closed socket is an unexpected end.
-fn is_hang_up(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-}
-
 fn limit_of(info: &ServerInfo) -> Option<TokenBucket> {
     let rate = u64::try_from(info.token_bucket_bytes_per_second).unwrap_or(0);
     let burst = u64::try_from(info.token_bucket_bytes_burst).unwrap_or(0);
     TokenBucket::new(rate, burst, Instant::now().into_std())
 }
 
-/// Pings of ours that wait for their pong; at most [`PINGS_OUTSTANDING_MAX`].
+/// Pings of ours that wait for their pong; at most [`causeway_proto::derp::ping::PINGS_OUTSTANDING_MAX`].
 type Pings = HashMap<PingData, oneshot::Sender<()>>;
 
+/// What the two sides and the writer of a connection share.
 #[derive(Debug)]
-struct Shared {
-    outbox: Outbox,
-    pings: Mutex<Pings>,
-    is_mesh_peer: bool,
+pub(crate) struct Shared {
+    pub(crate) outbox: Outbox,
+    pub(crate) pings: Mutex<Pings>,
+    /// Packets dropped because the server announced a rate.
+    pub(crate) rate_limited: AtomicU64,
+    pub(crate) is_mesh_peer: bool,
     /// Cancelled when the connection is over, or when whoever started it wants it to be.
-    over: CancellationToken,
+    pub(crate) over: CancellationToken,
     /// Cancelled when the writer has ended.
-    drained: CancellationToken,
-    info: ConnectionInfo,
+    pub(crate) drained: CancellationToken,
+    pub(crate) info: ConnectionInfo,
 }
 
 impl Shared {
     /// Ends the connection; the first reason stays, and is returned.
-    fn end(&self, error: ConnectionError) -> Arc<ConnectionError> {
+    pub(crate) fn end(&self, error: ConnectionError) -> Arc<ConnectionError> {
         let reason = self.outbox.close(Arc::new(error));
         self.over.cancel();
         self.pings.lock().unwrap_or_else(PoisonError::into_inner).clear();
         reason
     }
 
-    fn refused(&self, refused: &Refused) -> SendError {
+    pub(crate) fn refused(&self, refused: &Refused) -> SendError {
         match refused {
             Refused::Full => SendError::Full,
-            Refused::OverRate => SendError::RateLimited,
+            Refused::OverRate => {
+                self.rate_limited.fetch_add(1, Ordering::Relaxed);
+                SendError::RateLimited
+            }
             Refused::Closed => SendError::Closed(self.outbox.closed().unwrap_or_else(|| Arc::new(ConnectionError::ClosedByUs))),
         }
-    }
-}
-
-/// The sending side of a connection. Clones share one queue, which is bounded in bytes.
-#[derive(Clone, Debug)]
-pub struct Sender {
-    shared: Arc<Shared>,
-}
-
-impl Sender {
-    /// What is known of the connection.
-    #[must_use]
-    pub fn info(&self) -> &ConnectionInfo {
-        &self.shared.info
-    }
-
-    /// Queues a packet; waits while the queue is full.
-    ///
-    /// # Errors
-    /// [`SendError::TooLong`] and [`SendError::RateLimited`]: the packet is dropped, the connection goes on.
-    /// [`SendError::Closed`]: connect anew.
-    ///
-    /// # Cancel safety
-    /// The packet is not queued unless it returns.
-    pub async fn send(&self, dst: &NodePublic, payload: &[u8]) -> Result<(), SendError> {
-        loop {
-            let room = self.shared.outbox.room();
-            match self.try_send(dst, payload) {
-                Err(SendError::Full) => room.await,
-                done => return done,
-            }
-        }
-    }
-
-    /// Queues a packet, or refuses it at once.
-    ///
-    /// # Errors
-    /// As [`Self::send`], and [`SendError::Full`].
-    pub fn try_send(&self, dst: &NodePublic, payload: &[u8]) -> Result<(), SendError> {
-        check_len(payload)?;
-        let header = send_packet_header(dst, payload.len());
-        self.push(&header, payload, Some(PACKET_HEADER_LEN + payload.len()))
-    }
-
-    /// Queues a packet on behalf of another key, as mesh peers do; waits while the queue is full. The announced rate does not apply.
-    ///
-    /// # Errors
-    /// As [`Self::send`], and [`SendError::NotMeshPeer`].
-    ///
-    /// # Cancel safety
-    /// The packet is not queued unless it returns.
-    pub async fn forward_packet(&self, src: &NodePublic, dst: &NodePublic, payload: &[u8]) -> Result<(), SendError> {
-        self.need_mesh_key()?;
-        check_len(payload)?;
-        let header = forward_packet_header(src, dst, payload.len());
-        loop {
-            let room = self.shared.outbox.room();
-            match self.push(&header, payload, None) {
-                Err(SendError::Full) => room.await,
-                done => return done,
-            }
-        }
-    }
-
-    fn push(&self, header: &[u8], payload: &[u8], cost: Option<usize>) -> Result<(), SendError> {
-        self.shared.outbox.push_packet(header, payload, cost).map_err(|r| self.shared.refused(&r))
-    }
-
-    fn control(&self, frame: &Frame) -> Result<(), SendError> {
-        self.shared.outbox.push_control(&to_bytes(frame)).map_err(|r| self.shared.refused(&r))
-    }
-
-    /// Sends a ping and waits for its pong; returns the round trip. Somebody has to call [`Receiver::recv`] meanwhile.
-    ///
-    /// # Errors
-    /// [`PingError`]. A ping without pong says little about the connection by itself: servers answer one at a time.
-    ///
-    /// # Cancel safety
-    /// A late pong is surfaced as [`Event::Pong`].
-    pub async fn ping(&self) -> Result<Duration, PingError> {
-        let data: PingData = rand::random();
-        let (answered, answer) = oneshot::channel();
-        {
-            let mut pings = self.shared.pings.lock().unwrap_or_else(PoisonError::into_inner);
-            // Forget those whose caller is gone.
-            pings.retain(|_, waiting| !waiting.is_closed());
-            if pings.len() >= PINGS_OUTSTANDING_MAX {
-                return Err(SendError::TooManyPings(pings.len()).into());
-            }
-            pings.insert(data, answered);
-        }
-        let sent = Instant::now();
-        self.control(&Frame::Ping { data })?;
-        match timeout(PONG_TIMEOUT, answer).await {
-            Ok(Ok(())) => Ok(sent.elapsed()),
-            Ok(Err(_)) => Err(PingError::Send(self.shared.refused(&Refused::Closed))),
-            Err(_) => Err(PingError::Timeout(PONG_TIMEOUT)),
-        }
-    }
-
-    /// Tells the server whether this connection is the client's home.
-    ///
-    /// # Errors
-    /// [`SendError::Full`], [`SendError::Closed`].
-    pub fn note_preferred(&self, preferred: bool) -> Result<(), SendError> {
-        self.control(&Frame::NotePreferred { preferred })
-    }
-
-    /// Asks for [`Event::PeerPresent`] and [`Event::PeerGone`] of all clients of this node, those that are there already included.
-    ///
-    /// # Errors
-    /// [`SendError::NotMeshPeer`], [`SendError::Full`], [`SendError::Closed`].
-    pub fn watch_connections(&self) -> Result<(), SendError> {
-        self.need_mesh_key()?;
-        self.control(&Frame::WatchConns)
-    }
-
-    /// Asks the server to close all connections of a key.
-    ///
-    /// # Errors
-    /// [`SendError::NotMeshPeer`], [`SendError::Full`], [`SendError::Closed`].
-    pub fn close_peer(&self, peer: &NodePublic) -> Result<(), SendError> {
-        self.need_mesh_key()?;
-        self.control(&Frame::ClosePeer { peer: *peer })
-    }
-
-    fn need_mesh_key(&self) -> Result<(), SendError> {
-        if self.shared.is_mesh_peer { Ok(()) } else { Err(SendError::NotMeshPeer) }
-    }
-
-    /// Closes the connection once what is queued has been written, or could not be within a short time. Final.
-    pub async fn close(&self) {
-        self.shared.end(ConnectionError::ClosedByUs);
-        self.shared.drained.cancelled().await;
-    }
-
-    /// Waits until the connection is over; returns why.
-    pub async fn closed(&self) -> Arc<ConnectionError> {
-        self.shared.over.cancelled().await;
-        self.shared.end(ConnectionError::ClosedByUs)
-    }
-}
-
-const fn check_len(payload: &[u8]) -> Result<(), SendError> {
-    if payload.len() > PACKET_LEN_MAX {
-        return Err(SendError::TooLong { len: payload.len(), max: PACKET_LEN_MAX });
-    }
-    Ok(())
-}
-
-/// Writes what senders queue, all that is there at a time, until the connection is over.
-async fn write_batches(shared: Arc<Shared>, mut write: WriteHalf<Transport>) {
-    let mut batch = BytesMut::new();
-    let mut cancelled = false;
-    loop {
-        // `take` loses nothing when it is dropped.
-        let taken = tokio::select! {
-            biased;
-            () = shared.over.cancelled(), if !cancelled => {
-                cancelled = true;
-                shared.end(ConnectionError::ClosedByUs);
-                continue;
-            }
-            taken = shared.outbox.take(&mut batch) => taken,
-        };
-        if !taken {
-            break;
-        }
-        let stall = if cancelled { SHUTDOWN_TIMEOUT } else { WRITE_STALL_MAX };
-        if let Err(error) = write_batch(&mut write, &batch, stall).await {
-            let reason = shared.end(error);
-            tracing::debug!(node = %shared.info.node, %reason, "connection ended while writing");
-            break;
-        }
-        batch.clear();
-    }
-    // The goodbye of TLS, if the socket still takes it; nothing depends on it.
-    timeout(SHUTDOWN_TIMEOUT, write.shutdown()).await.ok();
-    shared.drained.cancel();
-}
-
-async fn write_batch(write: &mut WriteHalf<Transport>, batch: &[u8], stall: Duration) -> Result<(), ConnectionError> {
-    let mut written = 0;
-    while written < batch.len() {
-        match timeout(stall, write.write(&batch[written..])).await {
-            Ok(Ok(0)) => return Err(ConnectionError::Write(io::ErrorKind::WriteZero.into())),
-            Ok(Ok(n)) => written += n,
-            Ok(Err(e)) => return Err(ConnectionError::Write(e)),
-            Err(_) => return Err(ConnectionError::WriteStalled(stall)),
-        }
-    }
-    match timeout(stall, write.flush()).await {
-        Ok(flushed) => flushed.map_err(ConnectionError::Write),
-        Err(_) => Err(ConnectionError::WriteStalled(stall)),
     }
 }
 

@@ -8,7 +8,7 @@ use causeway_proto::limits::DERP_MAP_LEN_MAX;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use crate::dial::{Endpoint, Transport, dial};
+use crate::dial::{Endpoint, Route, Transport};
 use crate::error::{ConnectError, MapError, Phase};
 use crate::http;
 use crate::tls::Trust;
@@ -45,12 +45,13 @@ async fn read_file(path: PathBuf) -> Result<Vec<u8>, MapError> {
 
 async fn fetch(url: &str, trust: Option<&Trust>) -> Result<Vec<u8>, MapError> {
     let (endpoint, path) = parse_url(url).ok_or_else(|| MapError::Url(url.to_owned()))?;
+    let failed = |source| MapError::Connect { url: url.to_owned(), source: Box::new(source) };
     let exchange = async {
         let connect = async {
-            let (stream, _) = dial(&endpoint).await?;
-            Transport::new(stream, &endpoint, trust).await
+            let reached = Route::default().reach(&endpoint).await?;
+            Transport::new(reached.socket, &endpoint, trust).await
         };
-        let (mut transport, _) = connect.await.map_err(|source| MapError::Connect { url: url.to_owned(), source })?;
+        let (mut transport, _) = connect.await.map_err(failed)?;
         let answer = |why: String| MapError::Answer { url: url.to_owned(), why };
         match http::get(&mut transport, &endpoint.host_header(), &path, DERP_MAP_LEN_MAX).await {
             Ok((200, body)) => Ok(body.into()),
@@ -58,10 +59,7 @@ async fn fetch(url: &str, trust: Option<&Trust>) -> Result<Vec<u8>, MapError> {
             Err(e) => Err(answer(e.to_string())),
         }
     };
-    let late = || {
-        let source = ConnectError::Timeout { limit: MAP_TIMEOUT, phase: Phase::Dial };
-        MapError::Connect { url: url.to_owned(), source }
-    };
+    let late = || failed(ConnectError::Timeout { limit: MAP_TIMEOUT, phase: Phase::Dial });
     timeout(MAP_TIMEOUT, exchange).await.unwrap_or_else(|_| Err(late()))
 }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{fmt, io};
@@ -15,8 +16,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either as Stream;
 
 use crate::error::{ConfigError, ConnectError};
+use crate::proxy::Proxy;
 use crate::tls::{self, Trust};
 
 /// Time for the TCP connection to one node, DNS included; then the next node of the region gets its turn (`derp.md` section 15.1).
@@ -132,9 +135,17 @@ impl Endpoint {
 
     /// Value of the `Host` header: the port is left out if it is that of https.
     pub(crate) fn host_header(&self) -> String {
+        if self.port == DERP_PORT_DEFAULT && !self.plain { self.host() } else { self.host_and_port() }
+    }
+
+    /// `HOST:PORT`.
+    pub(crate) fn host_and_port(&self) -> String {
+        format!("{}:{}", self.host(), self.port)
+    }
+
+    fn host(&self) -> String {
         let host = &self.host_name;
-        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-        if self.port == DERP_PORT_DEFAULT && !self.plain { host } else { format!("{host}:{}", self.port) }
+        if host.contains(':') { format!("[{host}]") } else { host.clone() }
     }
 }
 
@@ -151,9 +162,46 @@ const fn fixed(ip: IpAddr) -> (NodeAddress<std::net::Ipv4Addr>, NodeAddress<std:
     }
 }
 
+/// How servers are reached, and whom to believe there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Route {
+    /// `None`: the system's roots.
+    pub(crate) trust: Option<Trust>,
+    pub(crate) proxy: Option<Arc<Proxy>>,
+}
+
+/// TCP to a server, or TLS to a proxy that passes on what is written.
+pub(crate) type Socket = Stream<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// A stream to a server's port.
+pub(crate) struct Reached {
+    pub(crate) socket: Socket,
+    /// The server's address, or the proxy's.
+    pub(crate) remote_addr: SocketAddr,
+    pub(crate) local_addr: SocketAddr,
+}
+
+impl Route {
+    /// Opens a stream to the endpoint's port: directly within [`NODE_DIAL_TIMEOUT`], or through the proxy, as long as that takes.
+    pub(crate) async fn reach(&self, endpoint: &Endpoint) -> Result<Reached, ConnectError> {
+        // Without TLS only loopback is dialled, which is behind no proxy.
+        let proxy = self.proxy.as_deref().filter(|proxy| !endpoint.plain && proxy.is_for(&endpoint.host_name, endpoint.port));
+        let (stream, remote_addr) = match proxy {
+            Some(proxy) => race(proxy.endpoint()).await?,
+            None => dial(endpoint).await?,
+        };
+        let local_addr = stream.local_addr().map_err(|source| ConnectError::Dial { addr: remote_addr, source })?;
+        let socket = match proxy {
+            Some(proxy) => proxy.connect(stream, endpoint, self.trust.as_ref()).await?,
+            None => Stream::Left(stream),
+        };
+        Ok(Reached { socket, remote_addr, local_addr })
+    }
+}
+
 /// A TCP connection within [`NODE_DIAL_TIMEOUT`]. Both families are tried at the same time, each with its own look-up; the first that
 /// connects wins and the other is dropped.
-pub(crate) async fn dial(endpoint: &Endpoint) -> Result<(TcpStream, SocketAddr), ConnectError> {
+async fn dial(endpoint: &Endpoint) -> Result<(TcpStream, SocketAddr), ConnectError> {
     timeout(NODE_DIAL_TIMEOUT, race(endpoint)).await.unwrap_or_else(|_| {
         let node = endpoint.name.clone();
         Err(ConnectError::DialTimeout { node, limit: NODE_DIAL_TIMEOUT })
@@ -243,31 +291,23 @@ where
 /// What DERP is spoken over.
 #[derive(Debug)]
 pub(crate) enum Transport {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<BufReader<TcpStream>>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<BufReader<Socket>>>),
 }
 
 impl Transport {
-    /// Puts TLS on a connection unless the endpoint is plain; without `trust` by the system's roots. Also tells the server's key, if TLS 1.3 was agreed on and a MetaCert shown.
+    /// Puts TLS on a stream unless the endpoint is plain; without `trust` by the system's roots. Also tells the server's key, if TLS 1.3
+    /// was agreed on and a MetaCert shown.
     pub(crate) async fn new(
-        stream: TcpStream,
+        socket: Socket,
         endpoint: &Endpoint,
         trust: Option<&Trust>,
     ) -> Result<(Self, Option<MetaCert>), ConnectError> {
         if endpoint.plain {
-            return Ok((Self::Plain(stream), None));
+            return Ok((Self::Plain(socket), None));
         }
-        let trust = match trust {
-            Some(trust) => trust.clone(),
-            None => Trust::system()?,
-        };
-        let config = trust.config_for(&endpoint.name, &endpoint.cert_name, endpoint.insecure_for_tests)?;
-        let server_name = tls::server_name(&endpoint.host_name)?;
-        let stream = BufReader::with_capacity(SOCKET_READ_LEN, stream);
-        let tls = TlsConnector::from(config)
-            .connect(server_name, stream)
-            .await
-            .map_err(|source| ConnectError::Tls { server_name: endpoint.host_name.clone(), source })?;
+        let stream = BufReader::with_capacity(SOCKET_READ_LEN, socket);
+        let tls = secure(stream, endpoint, trust).await?;
         let session = tls.get_ref().1;
         // Only TLS 1.3 hides the certificates from whoever is in between (`derp.md` section 4.3).
         let meta = match session.protocol_version() {
@@ -276,6 +316,21 @@ impl Transport {
         };
         Ok((Self::Tls(Box::new(tls)), meta))
     }
+}
+
+/// Puts TLS on a stream to `endpoint`, whose certificate must be what the endpoint says.
+pub(crate) async fn secure<S>(stream: S, endpoint: &Endpoint, trust: Option<&Trust>) -> Result<TlsStream<S>, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let trust = match trust {
+        Some(trust) => trust.clone(),
+        None => Trust::system()?,
+    };
+    let config = trust.config_for(&endpoint.name, &endpoint.cert_name, endpoint.insecure_for_tests)?;
+    let server_name = tls::server_name(&endpoint.host_name)?;
+    let tls = TlsConnector::from(config).connect(server_name, stream).await;
+    tls.map_err(|source| ConnectError::Tls { server_name: endpoint.host_name.clone(), source })
 }
 
 impl AsyncRead for Transport {

@@ -61,6 +61,15 @@ pub enum ConfigError {
     /// The DERP map has no region that can be a home.
     #[error("the DERP map has no region with a relay node")]
     NoRegions,
+    /// A proxy's address is malformed. It is not repeated here: it may hold a password.
+    #[error("{origin}: a proxy must be http://[USER:PASSWORD@]HOST[:PORT] or https://[USER:PASSWORD@]HOST[:PORT]")]
+    Proxy {
+        /// Where it came from: an environment variable, or the caller.
+        origin: &'static str,
+    },
+    /// Watching needs the mesh key.
+    #[error("watching a node's clients needs its mesh key")]
+    WatchNeedsMeshKey,
     /// Several nodes could be meant by what only one can do.
     #[error("a single connection needs an address or a region; only a reconnecting client chooses the nearest region")]
     NearestNeedsClient,
@@ -129,6 +138,16 @@ pub enum ConnectError {
         /// What was going on.
         phase: Phase,
     },
+    /// The proxy does not pass the connection on.
+    #[error("proxy {proxy} does not connect to {target}: {why}")]
+    Proxy {
+        /// `HOST:PORT` of the proxy.
+        proxy: String,
+        /// `HOST:PORT` of the server.
+        target: String,
+        /// Its status, or how the connection to it ended.
+        why: String,
+    },
     /// The server does not switch to DERP.
     #[error("{addr} answers the upgrade to DERP with {why}")]
     Upgrade {
@@ -167,7 +186,7 @@ impl ConnectError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// DNS and TCP.
+    /// DNS and TCP, and the proxy if there is one.
     Dial,
     /// TLS handshake.
     Tls,
@@ -296,7 +315,7 @@ pub enum MapError {
         /// The URL.
         url: String,
         /// Why.
-        source: ConnectError,
+        source: Box<ConnectError>,
     },
     /// The server's answer is no map.
     #[error("DERP map {url}: {why}")]

@@ -3,11 +3,13 @@
 //! | module | holds |
 //! |---|---|
 //! | [`builder`](ClientBuilder) | who the client is, where it connects, whom it trusts |
-//! | [`connection`](Connection) | one connection: login, sender, receiver |
-//! | [`dial`](Endpoint), [`tls`](Trust) | from a name to a byte stream, and whom to believe there |
+//! | [`connection`](Connection), [`sender`](Sender) | one connection: receiver, sender |
+//! | `login` | from an endpoint to a connection |
+//! | [`dial`](Endpoint), [`proxy`](Proxy), [`tls`](Trust) | from a name to a byte stream, and whom to believe there |
 //! | [`derpmap`](load_map) | DERP maps from files and nodes |
 //! | `region`, [`netcheck`](measure_regions) | which node of a region, which region |
 //! | [`reconnect`](Client) | a client that stays connected |
+//! | [`watch`](Watch) | who is connected to a node |
 //! | [`error`] | errors, by what to do next |
 
 mod builder;
@@ -16,18 +18,26 @@ mod derpmap;
 mod dial;
 pub mod error;
 mod http;
+mod login;
 mod netcheck;
 mod outbox;
+mod proxy;
 mod rate;
 mod reconnect;
 mod region;
+mod sender;
 mod tls;
+mod watch;
 
 pub use builder::{ClientBuilder, Server};
-pub use connection::{CONNECT_TIMEOUT, Connection, ConnectionInfo, Event, READ_TIMEOUT, Receiver, Sender, WRITE_STALL_MAX};
+pub use connection::{Connection, ConnectionInfo, Event, READ_TIMEOUT, Receiver};
 pub use derpmap::{MAP_TIMEOUT, load_map};
 pub use dial::{Endpoint, NODE_DIAL_TIMEOUT};
 pub use error::{ConfigError, ConnectError, ConnectionError, MapError, Phase, PingError, SendError};
+pub use login::CONNECT_TIMEOUT;
 pub use netcheck::measure_regions;
+pub use proxy::Proxy;
 pub use reconnect::{Client, ClientEvent, ClientHandle};
+pub use sender::{Sender, WRITE_STALL_MAX};
 pub use tls::Trust;
+pub use watch::{WATCH_RETRY, WATCHED_PEERS_MAX, Watch, WatchEvent, WatchFailure};

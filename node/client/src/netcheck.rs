@@ -16,7 +16,7 @@ use futures::stream::FuturesUnordered;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::dial::{Endpoint, Transport, dial};
+use crate::dial::{Endpoint, Route, Transport};
 use crate::http;
 use crate::tls::Trust;
 
@@ -32,28 +32,28 @@ const LATENCY_CHECK_LEN_MAX: usize = 4 * 1024;
 pub async fn measure_regions(map: &DerpMap, trust: Option<&Trust>) -> Report {
     let sockets = Sockets::open().await;
     let plan = Plan::full(map, sockets.families());
-    measure_with(map, plan, &sockets, trust).await
+    measure_with(map, plan, &sockets, &Route { trust: trust.cloned(), proxy: None }).await
 }
 
 /// Measures what `plan` says, and over HTTPS if no UDP answer comes.
-async fn measure_with(map: &DerpMap, plan: Plan, sockets: &Sockets, trust: Option<&Trust>) -> Report {
+async fn measure_with(map: &DerpMap, plan: Plan, sockets: &Sockets, route: &Route) -> Report {
     let deadline = Instant::now() + REPORT_TIMEOUT;
     let mut report = StunRun::new(map, plan, sockets).run().await;
     if !report.udp() {
         tracing::debug!("no answer over UDP: measuring over HTTPS");
-        measure_https(map, &mut report, deadline, trust).await;
+        measure_https(map, &mut report, deadline, route).await;
     }
     report
 }
 
 /// As [`measure_regions`], but only the regions that matter if `last` is known: the fastest and the home.
-pub(crate) async fn measure_again(map: &DerpMap, last: Option<&Report>, home: Option<RegionId>, trust: Option<&Trust>) -> Report {
+pub(crate) async fn measure_again(map: &DerpMap, last: Option<&Report>, home: Option<RegionId>, route: &Route) -> Report {
     let sockets = Sockets::open().await;
     let plan = match last {
         Some(last) => Plan::incremental(map, sockets.families(), last, home),
         None => Plan::full(map, sockets.families()),
     };
-    measure_with(map, plan, &sockets, trust).await
+    measure_with(map, plan, &sockets, route).await
 }
 
 /// One UDP socket per family that the host has.
@@ -213,10 +213,10 @@ async fn recv(socket: Option<&UdpSocket>, buf: &mut [u8]) -> usize {
     }
 }
 
-async fn measure_https(map: &DerpMap, report: &mut Report, deadline: Instant, trust: Option<&Trust>) {
+async fn measure_https(map: &DerpMap, report: &mut Report, deadline: Instant, route: &Route) {
     let endpoints: Vec<_> = fallback_nodes(map).filter_map(|(region, node)| Some((region, Endpoint::of_node(node)?))).collect();
     let measured = futures::stream::iter(endpoints)
-        .map(|(region, endpoint)| async move { Some((region, https_latency(&endpoint, trust).await?)) })
+        .map(|(region, endpoint)| async move { Some((region, https_latency(&endpoint, route).await?)) })
         .buffer_unordered(HTTPS_AT_ONCE);
     let mut measured = std::pin::pin!(measured);
     while let Ok(Some(one)) = timeout_at(deadline, measured.next()).await {
@@ -227,9 +227,9 @@ async fn measure_https(map: &DerpMap, report: &mut Report, deadline: Instant, tr
 }
 
 /// The time of one request over a connection that is already there.
-async fn https_latency(endpoint: &Endpoint, trust: Option<&Trust>) -> Option<Duration> {
-    let (stream, _) = dial(endpoint).await.ok()?;
-    let (mut transport, _) = Transport::new(stream, endpoint, trust).await.ok()?;
+async fn https_latency(endpoint: &Endpoint, route: &Route) -> Option<Duration> {
+    let reached = route.reach(endpoint).await.ok()?;
+    let (mut transport, _) = Transport::new(reached.socket, endpoint, route.trust.as_ref()).await.ok()?;
     let started = Instant::now();
     let answer = http::get(&mut transport, &endpoint.host_header(), "/derp/latency-check", LATENCY_CHECK_LEN_MAX).await;
     let (status, _) = answer.ok()?;

@@ -17,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::builder::{ClientBuilder, Server};
-use crate::connection::{CONNECT_TIMEOUT, Connection, ConnectionInfo, Event, Login, Receiver, Sender};
+use crate::connection::{Connection, ConnectionInfo, Event, Receiver};
 use crate::error::{ConfigError, ConnectError, ConnectionError, PingError, SendError};
+use crate::login::{CONNECT_TIMEOUT, Login};
 use crate::netcheck::measure_again;
 use crate::region::{connect_region, find_region, relay_nodes};
+use crate::sender::Sender;
 
 /// Events that wait for the application. With none taken the connection is not read either.
 const EVENTS_MAX: usize = 1024;
@@ -38,7 +40,7 @@ const HOME_FAILURES_MAX: u32 = 3;
 const NETCHECK_INTERVAL_MS: std::ops::Range<u64> = 20_000..26_000;
 
 /// Longest wait that a restarting server may ask for.
-const RESTART_WAIT_MAX: Duration = Duration::from_secs(30);
+pub(crate) const RESTART_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Longest time that a restarting server may have us try at a quick pace.
 const RESTART_TRY_MAX: Duration = Duration::from_secs(60);
@@ -308,8 +310,9 @@ impl Driver {
             let Some(event) = self.apply(action) else {
                 continue;
             };
-            // Waits for room: the application sets the pace.
+            // Waits for room: the application sets the pace. Once closed it is told nothing more, not even the end of the connection.
             let emitted = tokio::select! {
+                biased;
                 () = self.cancel.cancelled() => break,
                 emitted = self.events.send(event) => emitted,
             };
@@ -475,10 +478,10 @@ impl Driver {
         let Target::Nearest { map, home } = &self.target else {
             return;
         };
-        let (map, home, trust) = (Arc::clone(map), *home, self.login.trust.clone());
+        let (map, home, route) = (Arc::clone(map), *home, self.login.route.clone());
         let wants_full = self.history.wants_full(Instant::now().into_std());
         let last = if wants_full { None } else { self.history.last().cloned() };
-        self.netcheck = Some(Box::pin(async move { measure_again(&map, last.as_ref(), home, trust.as_ref()).await }));
+        self.netcheck = Some(Box::pin(async move { measure_again(&map, last.as_ref(), home, &route).await }));
     }
 
     fn measured(&mut self, mut report: Report) -> Option<ClientEvent> {

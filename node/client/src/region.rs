@@ -6,9 +6,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{CONNECT_TIMEOUT, Connection, Login};
+use crate::connection::Connection;
 use crate::dial::Endpoint;
 use crate::error::{ConfigError, ConnectError};
+use crate::login::{CONNECT_TIMEOUT, Login};
 
 /// The region of this id, if it has a relay node.
 pub(crate) fn find_region(map: &DerpMap, id: RegionId) -> Result<&Region, ConfigError> {

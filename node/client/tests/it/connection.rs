@@ -236,6 +236,8 @@ async fn the_announced_rate_is_obeyed_and_can_change() {
     connection.sender().send(&dst, &payload).await.expect("first");
     connection.sender().send(&dst, &payload).await.expect("second");
     assert!(matches!(connection.sender().send(&dst, &payload).await, Err(SendError::RateLimited)));
+    assert!(matches!(connection.sender().try_send(&dst, &payload), Err(SendError::RateLimited)));
+    assert_eq!(connection.sender().rate_limited(), 2);
     session.send_info(&ServerInfo::current()).await;
     assert_eq!(connection.recv().await.expect("info"), Event::ServerInfo(ServerInfo::current()));
     connection.sender().send(&dst, b"free").await.expect("no limit any more");
@@ -381,6 +383,21 @@ async fn silence_ends_a_connection_after_two_minutes_and_any_byte_postpones_that
 }
 
 #[tokio::test]
+async fn an_idle_client_stays_connected_for_as_long_as_keep_alives_come() {
+    let mut f = Fixture::new(Options { tls: false, ..Options::default() }).await;
+    let (mut connection, mut session) = f.plain_pair().await;
+    tokio::time::pause();
+    for _ in 0..10 {
+        // As a stock server was seen to send them.
+        tokio::time::advance(Duration::from_millis(62_550)).await;
+        session.send(Frame::KeepAlive).await;
+        assert_eq!(connection.recv().await.expect("keep-alive"), Event::KeepAlive);
+    }
+    connection.sender().send(&some_key(), b"after ten minutes").await.expect("connected");
+    assert!(matches!(session.next().await, Some(Frame::SendPacket { .. })));
+}
+
+#[tokio::test]
 async fn a_server_that_reads_nothing_ends_the_connection() {
     let mut f = Fixture::new(Options { tls: false, ..Options::default() }).await;
     let (connection, session) = f.plain_pair().await;
@@ -515,6 +532,30 @@ async fn a_family_that_does_not_connect_leaves_it_to_the_other() {
     nowhere.ipv4 = NodeAddress::Disabled;
     let error = f.try_connect(&f.builder().endpoint(nowhere)).await.expect_err("no family");
     assert!(matches!(error, ConnectError::NoFamily(_)), "{error}");
+}
+
+#[tokio::test]
+async fn of_two_families_that_answer_ipv6_is_taken() {
+    let Ok(v6) = tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await else {
+        eprintln!("skipped: this host has no IPv6");
+        return;
+    };
+    let port = v6.local_addr().expect("bound").port();
+    let Ok(v4) = tokio::net::TcpListener::bind(("127.0.0.1", port)).await else {
+        eprintln!("skipped: port {port} is taken on IPv4");
+        return;
+    };
+    let f = Fixture::new(Options::default()).await;
+    let mut endpoint = Endpoint::at(v4.local_addr().expect("bound"), "relay.test").plain();
+    endpoint.ipv6 = NodeAddress::Fixed(Ipv6Addr::LOCALHOST);
+    let (builder, tasks, cancel) = (f.builder().endpoint(endpoint), f.tasks.clone(), f.cancel.clone());
+    f.tasks.spawn(async move { builder.connect(&tasks, &cancel).await.map(drop) });
+    tokio::select! {
+        biased;
+        dialled = v4.accept() => panic!("IPv4 was not held back: {dialled:?}"),
+        dialled = v6.accept() => drop(dialled.expect("accepts")),
+    }
+    f.cancel.cancel();
 }
 
 #[tokio::test]

@@ -3,7 +3,10 @@
 
 mod connection;
 mod netcheck;
+mod proxy;
 mod reconnect;
 mod server;
+mod server_key;
 mod stock_derper;
 mod trust;
+mod watch;

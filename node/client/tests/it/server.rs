@@ -115,6 +115,7 @@ pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     pub(crate) stun_addr: SocketAddr,
     pub(crate) key: NodePublic,
+    pub(crate) private: NodePrivate,
     /// The certificate it shows.
     pub(crate) leaf: CertificateDer<'static>,
     tls: bool,
@@ -141,7 +142,7 @@ impl Server {
             .unwrap();
         let mesh_keys = MeshKeys { current: options.mesh_key, previous: None };
         let state = Arc::new(State {
-            identity: Arc::new(ServerIdentity::new(private, mesh_keys)),
+            identity: Arc::new(ServerIdentity::new(private.clone(), mesh_keys)),
             info: options.info,
             tls: options.tls.then(|| TlsAcceptor::from(Arc::new(config))),
             refuse: AtomicBool::new(false),
@@ -165,7 +166,7 @@ impl Server {
         }
         let accept = accept(listener, Arc::clone(&state), session, cancel.clone(), tasks.clone());
         tasks.spawn(cancel.clone().run_until_cancelled_owned(accept));
-        Self { addr, stun_addr, key, leaf, tls: options.tls, state, sessions, cancel }
+        Self { addr, stun_addr, key, private, leaf, tls: options.tls, state, sessions, cancel }
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
@@ -318,7 +319,8 @@ async fn serve<S: AsyncRead + AsyncWrite>(stream: S, state: &State, sessions: mp
     write.write_all(&handshake.greeting()).await.ok()?;
     write.flush().await.ok()?;
     let pending = loop {
-        match handshake.read_login(&mut buffer).unwrap() {
+        // A login that is for another server ends the connection.
+        match handshake.read_login(&mut buffer).ok()? {
             Step::Done(pending) => break pending,
             Step::More(again) => handshake = again,
         }

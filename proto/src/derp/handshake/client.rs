@@ -24,6 +24,14 @@ pub enum HandshakeError {
     /// The server's key is of low order: everybody could read the login.
     #[error("the server's key is of low order")]
     LowOrderKey,
+    /// The server is not the one that the login was sealed for.
+    #[error("the server has the key {shown}, not {expected}")]
+    OtherServerKey {
+        /// Known beforehand, or from its MetaCert.
+        expected: NodePublic,
+        /// What it says.
+        shown: NodePublic,
+    },
     /// ServerInfo was not sealed by the server for us.
     #[error(transparent)]
     Box(#[from] OpenError),
@@ -39,6 +47,7 @@ impl HandshakeError {
         match self {
             Self::Frame(e) => e.reason(),
             Self::LowOrderKey => "low_order_key",
+            Self::OtherServerKey { .. } => "other_server_key",
             Self::Box(_) => "sealed_box",
             Self::Info(_) => "server_info_json",
         }
@@ -60,12 +69,13 @@ impl ClientHandshake {
         Self { private, info, decoder: Decoder::greeting() }
     }
 
-    /// Fast start (`derp.md` section 4.3): the server's key is known from its MetaCert. The bytes go right behind the HTTP request.
+    /// Fast start (`derp.md` section 4.3): the server's key is known, in general from its MetaCert. The bytes go right behind the HTTP
+    /// request. The greeting, which comes nevertheless, must name the same key.
     ///
     /// # Errors
     /// [`HandshakeError::LowOrderKey`].
     pub fn fast_start(self, server_key: NodePublic) -> Result<(Bytes, AwaitServerInfo), HandshakeError> {
-        self.log_in(server_key)
+        self.log_in(server_key, Some(Decoder::greeting()))
     }
 
     /// Reads the greeting off the front of `buf`; then the bytes are to be sent.
@@ -75,18 +85,18 @@ impl ClientHandshake {
     pub fn read_greeting(mut self, buf: &mut BytesMut) -> Result<Step<Self, (Bytes, AwaitServerInfo)>, HandshakeError> {
         match self.decoder.decode(buf)? {
             None => Ok(Step::More(self)),
-            Some(Frame::ServerKey { key }) => self.log_in(key).map(Step::Done),
+            Some(Frame::ServerKey { key }) => self.log_in(key, None).map(Step::Done),
             Some(other) => Err(unexpected(&other, FrameType::ServerKey)),
         }
     }
 
-    fn log_in(self, server_key: NodePublic) -> Result<(Bytes, AwaitServerInfo), HandshakeError> {
+    fn log_in(self, server_key: NodePublic, greeting: Option<Decoder>) -> Result<(Bytes, AwaitServerInfo), HandshakeError> {
         if server_key.is_low_order() {
             return Err(HandshakeError::LowOrderKey);
         }
         let box_key = BoxKey::new(&self.private, &server_key);
         let login = Frame::ClientInfo { key: self.private.public(), sealed: box_key.seal(&self.info.to_json()) };
-        Ok((encoder::to_bytes(&login), AwaitServerInfo { server_key, box_key, decoder: Decoder::client() }))
+        Ok((encoder::to_bytes(&login), AwaitServerInfo { server_key, box_key, greeting, decoder: Decoder::client() }))
     }
 }
 
@@ -99,16 +109,20 @@ fn unexpected(frame: &Frame, expected: FrameType) -> HandshakeError {
 pub struct AwaitServerInfo {
     server_key: NodePublic,
     box_key: BoxKey,
+    /// The greeting is to come.
+    greeting: Option<Decoder>,
     decoder: Decoder,
 }
 
 impl AwaitServerInfo {
-    /// Reads ServerInfo off the front of `buf`; bytes after it stay for the session. With fast start the greeting comes before it and is
-    /// skipped.
+    /// Reads ServerInfo off the front of `buf`; bytes after it stay for the session. With fast start the greeting comes before it.
     ///
     /// # Errors
     /// [`HandshakeError`].
     pub fn read_server_info(mut self, buf: &mut BytesMut) -> Result<Step<Self, (ServerInfo, ClientSession)>, HandshakeError> {
+        if self.greeting.is_some() && !self.read_late_greeting(buf)? {
+            return Ok(Step::More(self));
+        }
         let Some(frame) = self.decoder.decode(buf)? else {
             return Ok(Step::More(self));
         };
@@ -118,6 +132,24 @@ impl AwaitServerInfo {
         let session = ClientSession { server_key: self.server_key, decoder: self.decoder, box_key: self.box_key };
         let info = session.open_server_info(&sealed)?;
         Ok(Step::Done((info, session)))
+    }
+
+    /// `false` if more bytes are needed. A server that leaves the greeting out is as good.
+    fn read_late_greeting(&mut self, buf: &mut BytesMut) -> Result<bool, HandshakeError> {
+        let (Some(first), Some(greeting)) = (buf.first(), &mut self.greeting) else {
+            return Ok(false);
+        };
+        if *first == FrameType::ServerKey as u8 {
+            match greeting.decode(buf)? {
+                Some(Frame::ServerKey { key }) if key != self.server_key => {
+                    return Err(HandshakeError::OtherServerKey { expected: self.server_key, shown: key });
+                }
+                Some(_) => {}
+                None => return Ok(false),
+            }
+        }
+        self.greeting = None;
+        Ok(true)
     }
 }
 
