@@ -19,6 +19,7 @@ use crate::clients::{self, ClientLimits, Registry, RegistryParts};
 use crate::config::{Config, SHUTDOWN_DEADLINE};
 use crate::forward::PacketForwarder;
 use crate::forward::links::NodeLinks;
+use crate::ingress::debug::{DebugPages, DebugParts};
 use crate::ingress::derp::{DerpParts, DerpServer, KEEP_ALIVE};
 use crate::ingress::door::{DoorParts, Doors};
 use crate::ingress::http::{DerpMapDocument, Site};
@@ -165,6 +166,15 @@ async fn start(
     let status = control.status.clone();
     health.add(move || status.not_ready_because());
     let exporter = Exporter::new(metrics_registry(&metrics, &control, &packets, &derp));
+    let debug = DebugPages::new(DebugParts {
+        exporter: exporter.clone(),
+        registry: Arc::clone(&packets.registry),
+        view: Arc::clone(&control.view),
+        region: config.region.id,
+        started: wall_clock(),
+        clock: wall_clock,
+        client_rate: client_limits(config).key_rate.map(|rate| (rate.per_second, rate.burst)),
+    });
     let site = Arc::new(Site {
         node_name: config.name.clone(),
         host_name: config.advertise.host_name.clone(),
@@ -172,6 +182,7 @@ async fn start(
         derp_map: DerpMapDocument::new(control.derp_map.clone()),
         health: health.clone(),
         exporter,
+        debug,
         metrics: metrics.clone(),
     });
 

@@ -266,7 +266,7 @@ impl World {
         self.next_packet += 1;
         self.sent.insert(self.next_packet, dst);
         let payload = Bytes::copy_from_slice(&self.next_packet.to_be_bytes());
-        node.pump.accounting.accepted(AcceptedFrom::Client, payload.len());
+        node.pump.accounting.accepted(AcceptedFrom::Client, &payload);
         let verdict = node.router.route(Ingress::Client, Packet { src, dst, class: Class::Data, payload, route: None });
         assert!(matches!(verdict, Verdict::Queued | Verdict::Dropped(_)));
     }
@@ -295,7 +295,7 @@ impl World {
             assert_eq!(route.rank_used.node, route.target);
             self.seen.transits += u64::from(route.target != receiver.id);
             self.seen.redirects += u64::from(route.redirects);
-            receiver.pump.accounting.accepted(AcceptedFrom::Link, packet.payload.len());
+            receiver.pump.accounting.accepted(AcceptedFrom::Link, &packet.payload);
             let verdict = receiver.router.forward(packet);
             assert!(matches!(verdict, Verdict::Queued | Verdict::Dropped(_)));
         }

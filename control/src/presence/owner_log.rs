@@ -200,6 +200,19 @@ impl OwnerLog {
         self.inner.state.lock().claims.len()
     }
 
+    /// The rank of the claim on `key`, if it is held.
+    #[must_use]
+    pub fn rank_of(&self, key: &PresenceKey) -> Option<Rank> {
+        let clock_us = self.inner.state.lock().claims.get(key)?.clock_us;
+        Some(self.rank(clock_us))
+    }
+
+    /// Claims of one kind held now, by a walk over all.
+    #[must_use]
+    pub fn count_of(&self, kind: ClaimKind) -> usize {
+        self.inner.state.lock().claims.values().filter(|held| held.kind == kind).count()
+    }
+
     /// Whether no claim is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -246,6 +246,15 @@ impl PresenceView {
         counts
     }
 
+    /// Distinct keys that some node of `region` validly claims, by a walk over everything.
+    #[must_use]
+    pub fn count_in_region(&self, region: RegionId) -> usize {
+        let owners = self.owners.load();
+        let inside: Vec<bool> = owners.iter().map(|owner| owner.region == Some(region) && owner.validity.is_valid()).collect();
+        let claimed = |claim: &Claim| inside.get(usize::from(claim.owner)).copied().unwrap_or(false);
+        self.claims.pin().values().filter(|claims| claims.as_slice().iter().any(claimed)).count()
+    }
+
     /// Calls `each` with every key and its claims, preferred first, in no particular order.
     pub fn for_each(&self, mut each: impl FnMut(PresenceKey, Vec<Candidate>)) {
         for (key, claims) in &self.claims.pin() {

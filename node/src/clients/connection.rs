@@ -9,6 +9,7 @@ use causeway_proto::key::NodePublic;
 use tokio_util::sync::CancellationToken;
 
 use super::proven::Proof;
+use super::traffic::Traffic;
 use crate::pump::lanes::{ControlRefused, Outbox};
 
 /// What a login says of a connection.
@@ -48,6 +49,7 @@ pub struct ClientConnection {
     pub(super) is_active: AtomicBool,
     pub(super) preferred: AtomicBool,
     pub(super) overflowed: AtomicBool,
+    pub(super) traffic: Traffic,
 }
 
 impl PartialEq for ClientConnection {
@@ -57,6 +59,12 @@ impl PartialEq for ClientConnection {
 }
 
 impl ClientConnection {
+    /// Unique among the connections of this process.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
     /// What its login said.
     #[must_use]
     pub const fn facts(&self) -> &ClientFacts {
@@ -79,6 +87,18 @@ impl ClientConnection {
     #[must_use]
     pub const fn cancel(&self) -> &CancellationToken {
         &self.cancel
+    }
+
+    /// What it has carried.
+    #[must_use]
+    pub const fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Whether it is the one of its key that packets are written to.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.is_active.load(Ordering::Relaxed)
     }
 
     /// Whether it was closed because its control lane was full.

@@ -8,6 +8,7 @@ pub mod peer_gone;
 pub mod proven;
 pub mod registry;
 pub mod set;
+pub mod traffic;
 mod watchers;
 
 pub use connection::{ClientConnection, ClientFacts};

@@ -94,6 +94,7 @@ impl TrackedPeers {
             return;
         }
         if !self.older.remove(&source) {
+            self.connection.traffic.note_sender(&source);
             self.index.subscribe(source, &self.connection);
         }
         self.recent.insert(source);

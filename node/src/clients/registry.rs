@@ -24,6 +24,7 @@ use super::metrics::ClientMetrics;
 use super::peer_gone::PeerGoneIndex;
 use super::proven::Proof;
 use super::set::ClientSet;
+use super::traffic::Traffic;
 use super::watchers::{TooManyWatchers, Watchers};
 use crate::forward::accounting::DeliveredTo;
 use crate::limits::bucket::{Rate, TokenBucket};
@@ -150,6 +151,9 @@ impl Registry {
         self.activate(state);
         self.publish_home(facts.key, state);
         self.metrics.connected(&facts, state.connections.len() > 1);
+        if let Some(evicted) = &evicted {
+            self.metrics.disconnected(&evicted.facts, evicted.preferred.load(Ordering::Relaxed));
+        }
         self.watchers.connected(&connection);
         let rate = Arc::clone(&state.rate);
         drop(shard);
@@ -186,13 +190,15 @@ impl Registry {
     /// Notes whether this connection is its client's home; the key's claim follows.
     pub fn note_preferred(&self, connection: &Arc<ClientConnection>, preferred: bool, now: Instant) {
         let mut shard = self.shard(&connection.facts.key).lock();
-        if connection.preferred.swap(preferred, Ordering::Relaxed) == preferred {
+        let Some(state) = shard.get_mut(&connection.facts.key) else { return };
+        // One that had to make room is no member any more.
+        if !state.connections.iter().any(|member| member == connection)
+            || connection.preferred.swap(preferred, Ordering::Relaxed) == preferred
+        {
             return;
         }
         self.metrics.home_changed(preferred, now.saturating_duration_since(connection.connected_at) > HOME_MOVE_AFTER);
-        if let Some(state) = shard.get_mut(&connection.facts.key) {
-            self.publish_home(connection.facts.key, state);
-        }
+        self.publish_home(connection.facts.key, state);
     }
 
     /// Closes every connection of `key`; false if there is none.
@@ -272,7 +278,8 @@ impl Registry {
     }
 
     /// Every connection of a client.
-    fn connections(&self) -> Vec<Arc<ClientConnection>> {
+    #[must_use]
+    pub fn connections(&self) -> Vec<Arc<ClientConnection>> {
         let mut connections = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
@@ -298,6 +305,52 @@ impl Registry {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Keys with several connections here, and the connections of these keys.
+    #[must_use]
+    pub fn duplicates(&self) -> (usize, usize) {
+        let mut duplicates = (0, 0);
+        for shard in &self.shards {
+            for state in shard.lock().values().filter(|state| state.connections.len() > 1) {
+                duplicates = (duplicates.0 + 1, duplicates.1 + state.connections.len());
+            }
+        }
+        duplicates
+    }
+
+    /// Where the registry, its gauges and the owner log contradict each other, in sentences. Holds up every login for the time of a
+    /// walk over all clients.
+    #[must_use]
+    pub fn contradictions(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        // All at once and in order; nobody else holds two.
+        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let states = || shards.iter().flat_map(|shard| shard.iter());
+        let active = self.active.pin();
+        for (key, state) in states() {
+            if active.get(key) != state.connections.active() {
+                found.push(format!("{key}: packets do not go to its active connection"));
+            }
+            if state.rank != self.parts.owner_log.rank_of(&(*key).into()) {
+                found.push(format!("{key}: connected here, but not what the owner log claims"));
+            }
+        }
+        let connected = states().count();
+        if active.len() != connected {
+            found.push(format!("packets are delivered to {} keys, but {connected} are connected", active.len()));
+        }
+        let (clients, claimed) =
+            (states().filter(|(_, state)| state.rank.is_some()).count(), self.parts.owner_log.count_of(ClaimKind::Derp));
+        if clients != claimed {
+            found.push(format!("the owner log claims {claimed} keys, but {clients} are connected"));
+        }
+        let connections: usize = states().map(|(_, state)| state.connections.len()).sum();
+        let gauge = self.metrics.connections.get();
+        if i64::try_from(connections) != Ok(gauge) {
+            found.push(format!("{connections} connections, but the gauge says {gauge}"));
+        }
+        found
     }
 
     /// Connections that are their client's home.
@@ -335,6 +388,7 @@ impl Registry {
             is_active: AtomicBool::new(false),
             preferred: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
+            traffic: Traffic::default(),
         }
     }
 
@@ -381,7 +435,6 @@ impl Registry {
 
     fn leave(&self, connection: &Arc<ClientConnection>, clean: bool) {
         let key = connection.facts.key;
-        self.metrics.disconnected(&connection.facts, connection.preferred.load(Ordering::Relaxed));
         if connection.facts.is_mesh_peer {
             self.watchers.forget(connection);
         }
@@ -390,6 +443,7 @@ impl Registry {
         if !state.connections.remove(connection) {
             return;
         }
+        self.metrics.disconnected(&connection.facts, connection.preferred.load(Ordering::Relaxed));
         if state.connections.is_empty() {
             self.active.pin().remove(&key);
             if let Some(rank) = state.rank {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ProtocolVersion;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -127,7 +128,10 @@ impl Doors {
         };
         self.parts.metrics.tls_handshake(outcome);
         match handshake {
-            Ok(Ok(stream)) => self.serve_http(Door::Derp, stream, remote, permit).await,
+            Ok(Ok(stream)) => {
+                let _active = self.parts.metrics.tls_connection(version_label(stream.get_ref().1.protocol_version()));
+                self.serve_http(Door::Derp, stream, remote, permit).await
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%remote, %error, "TLS handshake failed");
                 Err("tls_failed")
@@ -172,5 +176,13 @@ impl Doors {
             drop(place);
         };
         self.parts.tasks.spawn_on(&self.parts.control, serve);
+    }
+}
+
+const fn version_label(version: Option<ProtocolVersion>) -> &'static str {
+    match version {
+        Some(ProtocolVersion::TLSv1_2) => "1.2",
+        Some(ProtocolVersion::TLSv1_3) => "1.3",
+        _ => "unknown",
     }
 }

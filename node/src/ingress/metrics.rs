@@ -28,6 +28,16 @@ struct Request {
     status: u32,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TlsVersion {
+    version: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AddressFamily {
+    family: &'static str,
+}
+
 /// All of them. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct IngressMetrics {
@@ -39,7 +49,10 @@ pub struct IngressMetrics {
     certificate_expiry: Gauge,
     certificate_reloads: Family<Outcome, Counter>,
     requests: Family<Request, Counter>,
+    tls_connections: Family<TlsVersion, Counter>,
+    tls_active: Family<TlsVersion, Gauge>,
     stun: Family<Outcome, Counter>,
+    stun_requests: Family<AddressFamily, Counter>,
 }
 
 impl IngressMetrics {
@@ -62,6 +75,10 @@ impl IngressMetrics {
         );
         ingress.register("certificate_reloads", "Attempts to load a changed DERP certificate", self.certificate_reloads.clone());
         ingress.register("http_requests", "HTTP requests answered", self.requests.clone());
+        ingress.register("tls_connections", "TLS handshakes done, by version", self.tls_connections.clone());
+        let help = "Connections of clients over TLS that have not logged in, by version";
+        ingress.register("tls_active_connections", help, self.tls_active.clone());
+        registry.register("causeway_stun_requests", "Valid binding requests by address family", self.stun_requests.clone());
         registry.register("causeway_stun_datagrams", "Datagrams on the STUN port by what became of them", self.stun.clone());
     }
 
@@ -97,10 +114,35 @@ impl IngressMetrics {
         self.requests.get_or_create(&Request { route, status: status.into() }).inc();
     }
 
+    /// Counts a connection over TLS of this version, which is active until the guard is dropped.
+    #[must_use]
+    pub fn tls_connection(&self, version: &'static str) -> ActiveTls {
+        self.tls_connections.get_or_create(&TlsVersion { version }).inc();
+        let active = self.tls_active.get_or_create(&TlsVersion { version }).clone();
+        active.inc();
+        ActiveTls(active)
+    }
+
+    /// The counter of valid STUN requests of an address family.
+    #[must_use]
+    pub fn stun_family(&self, family: &'static str) -> Counter {
+        self.stun_requests.get_or_create(&AddressFamily { family }).clone()
+    }
+
     /// The counter of a disposition of STUN datagrams.
     #[must_use]
     pub fn stun(&self, outcome: &'static str) -> Counter {
         self.stun.get_or_create(&Outcome { outcome }).clone()
+    }
+}
+
+/// A connection over TLS while HTTP has it.
+#[derive(Debug)]
+pub struct ActiveTls(Gauge);
+
+impl Drop for ActiveTls {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -1,5 +1,6 @@
 //! The front doors.
 
+pub mod debug;
 pub mod derp;
 pub mod door;
 pub mod http;

@@ -325,14 +325,14 @@ impl LinkHandler {
 
     fn packet(&self, packet: Packet) {
         let accounting = &self.connection.mesh.parts.pump.accounting;
-        accounting.accepted(AcceptedFrom::Link, packet.payload.len());
+        accounting.accepted(AcceptedFrom::Link, &packet.payload);
         match &self.connection.direction {
             Direction::Incoming(router) if is_consistent(&packet, self.connection.peer) => match router.forward(packet) {
                 Verdict::Queued | Verdict::Dropped(_) => {}
-                Verdict::NotHere(_) | Verdict::LinkDown(_) => accounting.dropped(DropReason::LinkDown),
+                Verdict::NotHere(packet) | Verdict::LinkDown(packet) => accounting.dropped(DropReason::LinkDown, &packet.payload),
             },
             // Packets travel only on connections that their sender dialled.
-            Direction::Incoming(_) | Direction::Dialled { .. } => accounting.dropped(DropReason::BadHeader),
+            Direction::Incoming(_) | Direction::Dialled { .. } => accounting.dropped(DropReason::BadHeader, &packet.payload),
         }
     }
 

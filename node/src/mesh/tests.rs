@@ -117,7 +117,7 @@ impl TestNode {
 
     fn send(&self, src: NodePublic, dst: NodePublic, payload: impl Into<Bytes>) -> Verdict {
         let payload = payload.into();
-        self.pump.accounting.accepted(AcceptedFrom::Client, payload.len());
+        self.pump.accounting.accepted(AcceptedFrom::Client, &payload);
         self.router.route(Ingress::Client, Packet { src, dst, class: Class::Data, payload, route: None })
     }
 

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{buffers, wake};
-use crate::forward::accounting::{Accounting, DeliveredTo};
+use crate::forward::accounting::{Accounting, DeliveredTo, Tally};
 use crate::forward::{DropReason, PacketForwarder, Verdict};
 
 /// Bounds of one connection's lanes.
@@ -427,8 +427,9 @@ impl<C> Outbox<C> {
         if std::mem::replace(&mut lanes.closed, true) {
             return;
         }
-        let waiting = lanes.liveness.len() + lanes.data.len();
-        self.shared.accounting.dropped_from_queue(DropReason::GoneDisconnected, waiting as u64);
+        let mut dropped = Tally::default();
+        lanes.liveness.iter().chain(&lanes.data).for_each(|waiting| dropped.add(&waiting.packet.payload));
+        self.shared.accounting.dropped_from_queue(DropReason::GoneDisconnected, &dropped);
         self.shared.budget.give_back(std::mem::take(&mut lanes.held));
         (lanes.bytes, lanes.uncopied) = (0, 0);
         lanes.control = VecDeque::new();
@@ -440,7 +441,7 @@ impl<C> Outbox<C> {
     /// Makes room for `cost` bytes in the lane of `class`: drops the oldest data first, then the oldest of the lane itself.
     fn make_room(&self, lanes: &mut Lanes<C>, class: Class, cost: usize) -> bool {
         let cap = if self.limits.shrinks { self.shared.budget.cap(self.limits.bytes) } else { self.limits.bytes };
-        let mut dropped = 0;
+        let mut dropped = Tally::default();
         let fits = loop {
             let (len, max) = match class {
                 Class::Liveness => (lanes.liveness.len(), self.limits.liveness),
@@ -455,39 +456,40 @@ impl<C> Outbox<C> {
                 if class == Class::Liveness && (own_is_full || lanes.data.is_empty()) { Class::Liveness } else { Class::Data };
             let Some(victim) = lanes.pop_front(from) else { break false };
             self.shared.budget.give_back(victim.held());
-            dropped += 1;
+            dropped.add(&victim.packet.payload);
         };
-        if dropped > 0 {
-            self.shared.accounting.dropped_from_queue(DropReason::QueueHead, dropped);
+        if dropped.packets() > 0 {
+            self.shared.accounting.dropped_from_queue(DropReason::QueueHead, &dropped);
         }
         fits
     }
 
     /// Takes memory for the packet: it stays a slice of its chunk if it is large or likely to leave at once, else it is copied.
-    fn hold(&self, lanes: &Lanes<C>, mut packet: Packet) -> Option<Waiting> {
+    /// Returns whether it was copied, or `None` if there is no memory.
+    fn hold(&self, lanes: &Lanes<C>, packet: &mut Packet) -> Option<bool> {
         let budget = &self.shared.budget;
         if packet.payload.len() > buffers::CHUNK_MAX / 2 {
-            return budget.take(uncopied_cost(&packet)).then_some(Waiting { packet, copied: false });
+            return budget.take(uncopied_cost(packet)).then_some(false);
         }
-        if lanes.uncopied < UNCOPIED_MAX && budget.take_spare(uncopied_cost(&packet)) {
-            return Some(Waiting { packet, copied: false });
+        if lanes.uncopied < UNCOPIED_MAX && budget.take_spare(uncopied_cost(packet)) {
+            return Some(false);
         }
-        if !budget.take(cost_of(&packet)) {
+        if !budget.take(cost_of(packet)) {
             return None;
         }
         packet.payload = Bytes::copy_from_slice(&packet.payload);
-        Some(Waiting { packet, copied: true })
+        Some(true)
     }
 
-    fn refuse(&self, reason: DropReason) -> Verdict {
-        self.shared.accounting.dropped(reason);
+    fn refuse(&self, reason: DropReason, payload: &[u8]) -> Verdict {
+        self.shared.accounting.dropped(reason, payload);
         Verdict::Dropped(reason)
     }
 }
 
 impl<C: Send> PacketForwarder for Outbox<C> {
     /// Queues the packet; gives it back as `NotHere` if the connection is closed.
-    fn forward(&self, packet: Packet) -> Verdict {
+    fn forward(&self, mut packet: Packet) -> Verdict {
         let cost = cost_of(&packet);
         let mut guard = self.lanes.lock();
         let lanes = &mut *guard;
@@ -495,11 +497,13 @@ impl<C: Send> PacketForwarder for Outbox<C> {
             return Verdict::NotHere(packet);
         }
         if !self.make_room(lanes, packet.class, cost) {
-            return self.refuse(DropReason::QueueTail);
+            return self.refuse(DropReason::QueueTail, &packet.payload);
         }
-        let Some(waiting) = self.hold(lanes, packet) else { return self.refuse(DropReason::QueueMemory) };
+        let Some(copied) = self.hold(lanes, &mut packet) else {
+            return self.refuse(DropReason::QueueMemory, &packet.payload);
+        };
         self.shared.accounting.queued();
-        lanes.push_back(waiting);
+        lanes.push_back(Waiting { packet, copied });
         self.wake(lanes);
         Verdict::Queued
     }

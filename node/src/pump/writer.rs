@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::buffers;
 use super::lanes::{Batch, Outbox};
 use crate::forward::DropReason;
+use crate::forward::accounting::Tally;
 
 /// Puts frames into bytes; holds what the writer must remember of a connection.
 pub trait Encode: Send {
@@ -138,10 +139,11 @@ where
             }
             continue;
         }
-        let (packets, payload_bytes) = (batch.packets.len() as u64, batch.payload_bytes as u64);
-        let mut in_flight = InFlight { outbox, packets, payload_bytes, held: 0 };
+        let frames = batch.control.len() + usize::from(batch.pong.is_some()) + batch.packets.len() + usize::from(ticks);
+        outbox.accounting().written(frames);
+        let mut in_flight = InFlight { outbox, packets: Tally::default(), held: 0 };
         let mut out = buffers::take_write_buffer();
-        encode_batch(encode, &mut batch, &mut out);
+        encode_batch(encode, &mut batch, &mut out, &mut in_flight.packets);
         if ticks {
             encode.tick(&mut out);
             next_tick = Instant::now() + limits.tick;
@@ -156,20 +158,22 @@ where
     }
 }
 
-fn encode_batch<E: Encode>(encode: &mut E, batch: &mut Batch<E::Control>, out: &mut BytesMut) {
+fn encode_batch<E: Encode>(encode: &mut E, batch: &mut Batch<E::Control>, out: &mut BytesMut, packets: &mut Tally) {
     batch.control.drain(..).for_each(|frame| encode.control(frame, out));
     if let Some(data) = batch.pong.take() {
         encode.pong(data, out);
     }
-    batch.packets.drain(..).for_each(|packet| encode.packet(&packet, out));
+    for packet in batch.packets.drain(..) {
+        packets.add(&packet.payload);
+        encode.packet(&packet, out);
+    }
     batch.clear();
 }
 
 /// Packets between the lanes and the socket; a write that never ends well counts them as such.
 struct InFlight<'a, C> {
     outbox: &'a Outbox<C>,
-    packets: u64,
-    payload_bytes: u64,
+    packets: Tally,
     /// Memory of the write.
     held: usize,
 }
@@ -181,16 +185,16 @@ impl<C> InFlight<'_, C> {
     }
 
     fn written(mut self) {
-        let packets = std::mem::take(&mut self.packets);
-        self.outbox.accounting().delivered(self.outbox.to(), packets, self.payload_bytes);
+        let written = std::mem::take(&mut self.packets);
+        self.outbox.accounting().delivered(self.outbox.to(), written.packets(), written.bytes());
     }
 }
 
 impl<C> Drop for InFlight<'_, C> {
     fn drop(&mut self) {
         self.outbox.budget().give_back(self.held);
-        if self.packets > 0 {
-            self.outbox.accounting().dropped_from_queue(DropReason::WriteError, self.packets);
+        if self.packets.packets() > 0 {
+            self.outbox.accounting().dropped_from_queue(DropReason::WriteError, &self.packets);
         }
     }
 }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::decide::Role;
 use crate::forward::DropReason;
-use crate::forward::accounting::{AcceptedFrom, Accounting, DeliveredTo};
+use crate::forward::accounting::{AcceptedFrom, Accounting, Books, DeliveredTo, PacketKind, WRITE_BOUNDS};
 
 /// Counters of the router's less ordinary steps.
 #[derive(Debug, Default)]
@@ -70,9 +71,8 @@ impl Collector for PacketBooks {
         let books = self.0.books();
         let from = AcceptedFrom::ALL.map(AcceptedFrom::label);
         let to = DeliveredTo::ALL.map(DeliveredTo::label);
-        let reasons = DropReason::ALL.map(DropReason::label);
         let out = &mut encoder;
-        family(out, "causeway_packets_accepted", "Packets that came in", None, "from", &from, &books.accepted)?;
+        accepted(out, &books)?;
         family(
             out,
             "causeway_packets_accepted",
@@ -84,7 +84,9 @@ impl Collector for PacketBooks {
         )?;
         family(out, "causeway_packets_delivered", "Packets written", None, "to", &to, &books.delivered)?;
         family(out, "causeway_packets_delivered", "Payload written", Some(&Unit::Bytes), "to", &to, &books.delivered_bytes)?;
-        family(out, "causeway_packets_dropped", "Packets dropped", None, "reason", &reasons, &books.dropped)?;
+        dropped(out, "Packets dropped", None, |reason, kind| books.dropped_of(reason, kind).0)?;
+        dropped(out, "Payload of packets dropped", Some(&Unit::Bytes), |reason, kind| books.dropped_of(reason, kind).1)?;
+        writes(out, &books)?;
         let queued = ConstGauge::new(books.queued);
         queued.encode(out.encode_descriptor(
             "causeway_packets_queued",
@@ -93,6 +95,45 @@ impl Collector for PacketBooks {
             queued.metric_type(),
         )?)
     }
+}
+
+fn accepted(out: &mut DescriptorEncoder<'_>, books: &Books) -> Result<(), std::fmt::Error> {
+    let metric_type = ConstCounter::new(0u64).metric_type();
+    let mut family = out.encode_descriptor("causeway_packets_accepted", "Packets that came in", None, metric_type)?;
+    for (index, from) in AcceptedFrom::ALL.into_iter().enumerate() {
+        let disco = books.accepted_disco[index];
+        for (kind, packets) in [(PacketKind::Disco, disco), (PacketKind::Other, books.accepted[index].saturating_sub(disco))] {
+            ConstCounter::new(packets).encode(family.encode_family(&[("from", from.label()), ("kind", kind.label())])?)?;
+        }
+    }
+    Ok(())
+}
+
+fn dropped(
+    out: &mut DescriptorEncoder<'_>,
+    help: &str,
+    unit: Option<&Unit>,
+    count: impl Fn(DropReason, PacketKind) -> u64,
+) -> Result<(), std::fmt::Error> {
+    let metric_type = ConstCounter::new(0u64).metric_type();
+    let mut family = out.encode_descriptor("causeway_packets_dropped", help, unit, metric_type)?;
+    for reason in DropReason::ALL {
+        for kind in PacketKind::ALL {
+            let labels = [("reason", reason.label()), ("kind", kind.label())];
+            ConstCounter::new(count(reason, kind)).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Frames per write to a client or node.
+fn writes(out: &mut DescriptorEncoder<'_>, books: &Books) -> Result<(), std::fmt::Error> {
+    let bounds = WRITE_BOUNDS.iter().map(|bound| *bound as f64).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(books.writes).collect();
+    let help = "Frames per write to a client or node";
+    let mut histogram = out.encode_descriptor("causeway_packets_write_frames", help, None, MetricType::Histogram)?;
+    let count = books.writes.iter().sum();
+    histogram.encode_histogram::<NoLabelSet>(books.written_frames as f64, count, &buckets, None)
 }
 
 fn family(

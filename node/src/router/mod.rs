@@ -82,7 +82,7 @@ impl Router {
     pub fn route(&self, ingress: Ingress, packet: Packet) -> Verdict {
         let attempt = Attempt { router: self, ingress, arrived: packet.route, ignore_local: AtomicBool::new(false) };
         match ForwarderChain::new(repeat_n(&attempt, ATTEMPTS_MAX)).forward(packet) {
-            Verdict::NotHere(_) | Verdict::LinkDown(_) => self.drop_packet(DropReason::LinkDown),
+            Verdict::NotHere(packet) | Verdict::LinkDown(packet) => self.drop_packet(DropReason::LinkDown, &packet),
             done => done,
         }
     }
@@ -107,7 +107,7 @@ impl Router {
             },
             Action::Forward { next_hop, rank_used, redirects } => {
                 let Some(route) = self.route_onward(&packet, rank_used, redirects, trace) else {
-                    return self.drop_packet(DropReason::PathFull);
+                    return self.drop_packet(DropReason::PathFull, &packet);
                 };
                 packet.route = Some(route);
                 let verdict = self.parts.links.forward_to(next_hop, packet);
@@ -120,7 +120,7 @@ impl Router {
                 if tell_origin {
                     self.tell_origin(&packet);
                 }
-                self.drop_packet(reason)
+                self.drop_packet(reason, &packet)
             }
         }
     }
@@ -146,8 +146,8 @@ impl Router {
         self.metrics.stale_noticed(told);
     }
 
-    fn drop_packet(&self, reason: DropReason) -> Verdict {
-        self.parts.accounting.dropped(reason);
+    fn drop_packet(&self, reason: DropReason, packet: &Packet) -> Verdict {
+        self.parts.accounting.dropped(reason, &packet.payload);
         Verdict::Dropped(reason)
     }
 }

@@ -28,9 +28,15 @@ pub struct ProcessMetrics;
 
 impl Collector for ProcessMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let cpu = ConstCounter::new(cpu_seconds().unwrap_or_default());
+        let (name, help) = ("causeway_process_cpu_seconds", "Time on processors, user and system");
+        cpu.encode(encoder.encode_descriptor(name, help, None, cpu.metric_type())?)?;
         let gauges = [
             ("causeway_process_resident_memory_bytes", "Memory of the process that is in RAM", resident_bytes()),
             ("causeway_process_open_fds", "Open file descriptors", open_fds()),
+            ("causeway_process_max_fds", "Most file descriptors the process may have open", max_fds()),
+            ("causeway_process_virtual_memory_bytes", "Address space of the process", virtual_bytes()),
+            ("causeway_process_start_time_seconds", "Start of the process, since the Unix epoch", start_time_seconds()),
             ("causeway_process_threads", "Threads", threads()),
         ];
         for (name, help, value) in gauges {
@@ -49,9 +55,45 @@ impl Collector for ProcessMetrics {
 
 /// Memory of the process that is in RAM; `None` where the system does not tell.
 fn resident_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+fn virtual_bytes() -> Option<u64> {
+    status_bytes("VmSize:")
+}
+
+fn status_bytes(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    let kib = status.lines().find_map(|line| line.strip_prefix(field))?.trim().strip_suffix(" kB")?;
     kib.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Ticks of `/proc` per second: fixed in the kernel's interface.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// Field of `/proc/self/stat`, counted from 1 as in its manual.
+fn stat_field(number: usize) -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is a name in parentheses, which may hold spaces.
+    stat.rsplit_once(") ")?.1.split(' ').nth(number.checked_sub(3)?)?.parse().ok()
+}
+
+fn cpu_seconds() -> Option<f64> {
+    Some((stat_field(14)? + stat_field(15)?) as f64 / TICKS_PER_SECOND as f64)
+}
+
+fn start_time_seconds() -> Option<u64> {
+    Some(boot_time_seconds()? + stat_field(22)? / TICKS_PER_SECOND)
+}
+
+/// Boot of the machine, in seconds since the Unix epoch.
+#[must_use]
+pub fn boot_time_seconds() -> Option<u64> {
+    std::fs::read_to_string("/proc/stat").ok()?.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+}
+
+fn max_fds() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
 fn open_fds() -> Option<u64> {
@@ -76,6 +118,12 @@ mod tests {
                 .unwrap_or_else(|| panic!("{name}: {text}"));
             line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
         };
+        assert!(
+            value("process_max_fds") > 2.0
+                && value("process_cpu_seconds_total") >= 0.0
+                && value("process_start_time_seconds") > 1e9
+                && value("process_virtual_memory_bytes") > value("process_resident_memory_bytes")
+        );
         assert!(
             value("process_resident_memory_bytes") > 1e6 && value("process_open_fds") > 2.0 && value("process_threads") >= 1.0
         );

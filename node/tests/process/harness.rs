@@ -142,7 +142,7 @@ impl Node {
         assert!(!self.ready_file.exists(), "the ready file goes with its node");
     }
 
-    fn metrics_address(&self) -> &str {
+    pub(crate) fn metrics_address(&self) -> &str {
         self.ready.metrics.strip_prefix("http://").and_then(|url| url.strip_suffix("/metrics")).unwrap()
     }
 

@@ -6,4 +6,5 @@ mod lifecycle;
 mod operator;
 mod relay;
 mod startup;
+mod stock_metrics;
 mod traces;

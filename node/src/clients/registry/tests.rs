@@ -221,3 +221,30 @@ fn a_watcher_that_falls_too_far_behind_is_closed_and_others_are_not() {
     assert!(changes > 100_000, "a full node's flood fits");
     assert!(slow.connection().has_overflowed() && !reading.connection().cancel.is_cancelled());
 }
+
+#[test]
+fn duplicates_are_counted_and_contradict_nothing_but_faults_are_named() {
+    let (registry, _view) = registry();
+    let connections: Vec<_> = [1, 1, 1, 2, 2, 3].map(|n| register(&registry, facts(n))).into();
+    let watcher = register(&registry, ClientFacts { is_mesh_peer: true, ..facts(9) });
+    assert_eq!(registry.duplicates(), (2, 5));
+    assert_eq!(registry.contradictions(), [""; 0]);
+
+    // The one that has to make room is no member any more, whenever its tasks end and whatever it says until then.
+    let crowd: Vec<_> = (0..CONNECTIONS_PER_KEY + 1).map(|_| register(&registry, facts(4))).collect();
+    registry.note_preferred(crowd[0].connection(), true, Instant::now());
+    assert_eq!(registry.contradictions(), [""; 0]);
+    drop((crowd, connections));
+    assert_eq!(registry.contradictions(), [""; 0]);
+    assert_eq!((registry.metrics.connections.get(), registry.metrics.home_connections.get()), (1, 0));
+
+    let lonely = register(&registry, facts(5));
+    let rank = registry.shard(&key(5)).lock().get(&key(5)).and_then(|state| state.rank).unwrap();
+    registry.parts.owner_log.release(key(5).into(), rank, true);
+    registry.metrics.connections.inc();
+    let found = registry.contradictions().join(", ");
+    for fault in ["not what the owner log claims", "claims 0 keys, but 1 are connected", "2 connections, but the gauge says 3"] {
+        assert!(found.contains(fault), "{found}");
+    }
+    drop((lonely, watcher));
+}

@@ -69,8 +69,11 @@ pub(super) fn start<Io>(
 {
     let (read_half, write_half) = tokio::io::split(io);
     let connection = Arc::clone(registration.connection());
-    let encode =
-        DerpEncode { tracked: TrackedPeers::new(Arc::clone(server.parts.registry.peer_gone()), Arc::clone(&connection)) };
+    let encode = DerpEncode {
+        server: Arc::clone(server),
+        connection: Arc::clone(&connection),
+        tracked: TrackedPeers::new(Arc::clone(server.parts.registry.peer_gone()), Arc::clone(&connection)),
+    };
     let keep_alive = server.parts.keep_alive + KEEP_ALIVE_JITTER.mul_f64(rand::random());
     let limits =
         if connection.facts().is_mesh_peer { WriterLimits::stock_mesh(keep_alive) } else { WriterLimits::client(keep_alive) };
@@ -122,8 +125,10 @@ where
     drop(permit);
 }
 
-/// Puts a client's frames into bytes and remembers whose packets it was written.
+/// Puts a client's frames into bytes, counts them, and remembers whose packets it was written.
 struct DerpEncode {
+    server: Arc<DerpServer>,
+    connection: Arc<ClientConnection>,
     tracked: TrackedPeers,
 }
 
@@ -131,24 +136,37 @@ impl Encode for DerpEncode {
     type Control = Frame;
 
     fn control(&mut self, frame: Frame, out: &mut BytesMut) {
-        if let Frame::PeerGone { peer, reason: PeerGoneReason::Disconnected } = &frame {
-            self.tracked.gone(peer);
+        if let Frame::PeerGone { peer, reason } = &frame {
+            self.server.metrics.peer_gone_written(*reason);
+            if *reason == PeerGoneReason::Disconnected {
+                self.tracked.gone(peer);
+            }
         }
-        encoder::encode(&frame, out);
+        self.counted(out, |out| encoder::encode(&frame, out));
     }
 
     fn pong(&mut self, data: [u8; 8], out: &mut BytesMut) {
-        encoder::encode_pong(data, out);
+        self.counted(out, |out| encoder::encode_pong(data, out));
     }
 
     fn packet(&mut self, packet: &Packet, out: &mut BytesMut) {
         self.tracked.written(packet.src);
-        out.extend_from_slice(&encoder::recv_packet_header(&packet.src, packet.payload.len()));
-        out.extend_from_slice(&packet.payload);
+        self.counted(out, |out| {
+            out.extend_from_slice(&encoder::recv_packet_header(&packet.src, packet.payload.len()));
+            out.extend_from_slice(&packet.payload);
+        });
     }
 
     fn tick(&mut self, out: &mut BytesMut) {
-        encoder::encode(&Frame::KeepAlive, out);
+        self.counted(out, |out| encoder::encode(&Frame::KeepAlive, out));
+    }
+}
+
+impl DerpEncode {
+    fn counted(&self, out: &mut BytesMut, append: impl FnOnce(&mut BytesMut)) {
+        let before = out.len();
+        append(out);
+        self.connection.traffic().note_sent(out.len() - before);
     }
 }
 
@@ -169,7 +187,9 @@ impl FrameHandler for ConnectionHandler {
     }
 
     fn handle_frame(&mut self, buffer: &mut BytesMut, now: Instant) -> Result<bool, Violation> {
+        let before = buffer.len();
         let decoded = self.session.decoder.decode(buffer);
+        self.connection().traffic().note_received(before.saturating_sub(buffer.len()));
         let skipped = self.session.decoder.take_skipped();
         if skipped.unknown > 0 {
             self.server.metrics.unknown_frames.inc_by(skipped.unknown);
@@ -243,13 +263,13 @@ impl ConnectionHandler {
         now: Instant,
     ) -> Result<(), Violation> {
         let parts = &self.server.parts;
-        parts.accounting.accepted(from, payload.len());
+        parts.accounting.accepted(from, &payload);
         if src.is_zero() {
-            parts.accounting.dropped(DropReason::BadHeader);
+            parts.accounting.dropped(DropReason::BadHeader, &payload);
             return Ok(());
         }
         if from == AcceptedFrom::Client && !self.registration.may_send(payload.len(), now) {
-            parts.accounting.dropped(DropReason::RateLimited);
+            parts.accounting.dropped(DropReason::RateLimited, &payload);
             return Ok(());
         }
         let disco = is_disco(&payload);

@@ -1,5 +1,6 @@
 //! What is counted about DERP logins and connections.
 
+use causeway_proto::derp::frame::PeerGoneReason;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -25,6 +26,8 @@ pub struct DerpMetrics {
     pub(super) not_here: Counter,
     pub(super) unknown_frames: Counter,
     pub(super) mesh_tries_refused: Counter,
+    peer_gone_disconnected: Counter,
+    peer_gone_not_here: Counter,
 }
 
 impl DerpMetrics {
@@ -40,6 +43,10 @@ impl DerpMetrics {
         counter("causeway_derp_not_here_notices", "Senders told that a peer is not here", &self.not_here);
         counter("causeway_derp_unknown_frames", "Frames of unknown type skipped", &self.unknown_frames);
         counter("causeway_derp_mesh_key_refusals", "Mesh keys not taken: wrong, or from elsewhere", &self.mesh_tries_refused);
+        let help = "PeerGone frames written that say the peer left";
+        counter("causeway_derp_peer_gone_disconnected_frames", help, &self.peer_gone_disconnected);
+        let help = "PeerGone frames written that say the peer is not here";
+        counter("causeway_derp_peer_gone_not_here_frames", help, &self.peer_gone_not_here);
         registry.register("causeway_derp_logins_refused", "Connections closed before login", self.refused.clone());
         registry.register("causeway_derp_connections_ended", "Connections closed after login", self.ended.clone());
     }
@@ -53,6 +60,15 @@ impl DerpMetrics {
 
     pub(super) fn logged_in(&self) {
         self.logins.inc();
+    }
+
+    pub(super) fn peer_gone_written(&self, reason: PeerGoneReason) {
+        match reason {
+            PeerGoneReason::Disconnected => self.peer_gone_disconnected.inc(),
+            PeerGoneReason::NotHere => self.peer_gone_not_here.inc(),
+            // A server writes no other.
+            PeerGoneReason::MeshConnectionBroke | PeerGoneReason::Other(_) => return,
+        };
     }
 
     /// `reason` is one of the fixed labels of the error types.

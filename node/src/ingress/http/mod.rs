@@ -7,6 +7,7 @@ pub mod derp_map;
 pub mod response;
 pub mod routes;
 
+use crate::ingress::debug::DebugPages;
 use crate::ingress::metrics::IngressMetrics;
 use crate::lifecycle::health::Health;
 use crate::telemetry::exporter::Exporter;
@@ -52,6 +53,8 @@ pub struct Site {
     pub health: Health,
     /// For `/metrics`.
     pub exporter: Exporter,
+    /// For `/debug/…`.
+    pub debug: DebugPages,
     /// Counts requests.
     pub metrics: IngressMetrics,
 }

@@ -6,6 +6,7 @@ use causeway_proto::derp::upgrade::{DERP_PATH, RequestHead, Upgrade};
 
 use super::response::{Response, TEXT};
 use super::{Door, Site};
+use crate::ingress::debug;
 use crate::telemetry::exporter;
 
 /// What becomes of a request.
@@ -72,15 +73,25 @@ fn plain_door(site: &Site, head: &RequestHead) -> Reply {
 
 fn metrics_door(site: &Site, head: &RequestHead) -> Reply {
     let (name, response) = match head.path.as_str() {
-        "/metrics" => match site.exporter.text() {
-            Ok(text) => ("metrics", Response::new(200, exporter::CONTENT_TYPE, text)),
-            Err(_) => ("metrics", Response::error(500, "a metric cannot be written")),
+        "/metrics" => ("metrics", page(site.exporter.text(), exporter::CONTENT_TYPE)),
+        "/debug/varz" => ("debug", page(site.debug.varz(), debug::VARZ_CONTENT_TYPE)),
+        "/debug/vars" => ("debug", page(site.debug.vars(), debug::VARS_CONTENT_TYPE)),
+        "/debug/check" => match site.debug.check() {
+            Ok(okay) => ("debug", Response::new(200, TEXT, okay)),
+            Err(why) => ("debug", Response::error(500, &why)),
         },
         "/healthz" => ("healthz", Response::new(200, TEXT, "ok\n")),
         "/readyz" => ("readyz", ready(site, true)),
-        _ => ("unknown", Response::error(404, "not found: there are /metrics, /healthz and /readyz")),
+        _ => ("unknown", Response::error(404, "not found: there are /metrics, /debug/varz, /healthz and /readyz")),
     };
     Reply::Respond(name, response)
+}
+
+fn page(text: Result<String, std::fmt::Error>, content_type: &'static str) -> Response {
+    match text {
+        Ok(text) => Response::new(200, content_type, text),
+        Err(_) => Response::error(500, "a metric cannot be written"),
+    }
 }
 
 /// Browsers measure latency across origins here, so these answers alone carry CORS.

@@ -44,6 +44,8 @@ struct Counters {
     limited: Counter,
     unsent: Counter,
     errors: Counter,
+    ipv4: Counter,
+    ipv6: Counter,
 }
 
 impl StunServer {
@@ -76,6 +78,8 @@ impl StunServer {
             limited: metrics.stun("rate_limited"),
             unsent: metrics.stun("unsent"),
             errors: metrics.stun("error"),
+            ipv4: metrics.stun_family("ipv4"),
+            ipv6: metrics.stun_family("ipv6"),
         };
         // A tenth of a second of answers may come at once.
         let rate = Rate { per_second: answers_per_second, burst: (answers_per_second / 10).max(1) };
@@ -129,6 +133,8 @@ impl StunServer {
             self.counters.not_stun.inc();
             return;
         };
+        let family = if from.ip().to_canonical().is_ipv4() { &self.counters.ipv4 } else { &self.counters.ipv6 };
+        family.inc();
         if !self.limiter.take(1, now) {
             self.counters.limited.inc();
             return;

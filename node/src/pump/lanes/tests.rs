@@ -18,7 +18,7 @@ fn outbox(limits: LaneLimits) -> (Outbox<u32>, PumpShared) {
 
 /// Pushes as a reader does: the packet is counted as accepted first.
 fn push(outbox: &Outbox<u32>, shared: &PumpShared, packet: Packet) -> Verdict {
-    shared.accounting.accepted(crate::forward::accounting::AcceptedFrom::Client, packet.payload.len());
+    shared.accounting.accepted(crate::forward::accounting::AcceptedFrom::Client, &packet.payload);
     outbox.forward(packet)
 }
 

@@ -67,7 +67,7 @@ impl FrameHandler for Forward {
         buffer.advance(4);
         let payload = buffer.split_to(len).freeze();
         self.frames.fetch_add(1, Ordering::Relaxed);
-        self.shared.accounting.accepted(AcceptedFrom::Client, payload.len());
+        self.shared.accounting.accepted(AcceptedFrom::Client, &payload);
         let verdict = self.outbox.forward(data(payload));
         if verdict != Verdict::Queued { Err("not queued") } else { Ok(true) }
     }
@@ -161,7 +161,7 @@ async fn a_write_without_progress_marks_a_stall_and_then_ends_with_counted_packe
     let outbox = Arc::new(Outbox::new(LaneLimits::LINK, DeliveredTo::Link, shared.clone()));
     let (ours, _never_read) = duplex(1_000);
     for _ in 0..100 {
-        shared.accounting.accepted(AcceptedFrom::Client, 1_000);
+        shared.accounting.accepted(AcceptedFrom::Client, &[0; 1_000]);
         assert_eq!(outbox.forward(data(Bytes::from(vec![0; 1_000]))), Verdict::Queued);
     }
     let started = Instant::now();

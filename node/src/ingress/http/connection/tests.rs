@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::super::DerpMapDocument;
 use super::*;
+use crate::ingress::debug::DebugPages;
 use crate::ingress::metrics::IngressMetrics;
 use crate::lifecycle::health::Health;
 use crate::telemetry::exporter::{Exporter, registry};
@@ -21,6 +22,7 @@ fn site(health: Health) -> (Site, watch::Sender<Arc<DerpMap>>) {
         derp_map: DerpMapDocument::new(receiver),
         health,
         exporter: Exporter::new(registry()),
+        debug: DebugPages::idle(Exporter::new(registry())),
         metrics: IngressMetrics::default(),
     };
     (site, maps)
