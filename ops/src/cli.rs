@@ -96,6 +96,9 @@ pub enum Command {
     /// The secret all nodes of a fleet share.
     #[command(subcommand)]
     MeshKey(MeshKeyCommand),
+    /// Makes a node's configuration from what ran before.
+    #[command(subcommand)]
+    Import(ImportCommand),
     /// Prints the version of this program.
     Version,
     /// Prints a completion script.
@@ -475,6 +478,41 @@ pub enum MeshKeyCommand {
         /// Where it is written.
         file: PathBuf,
     },
+}
+
+/// What ran before.
+#[derive(Debug, Subcommand)]
+pub enum ImportCommand {
+    /// From the command line of a stock derper, the files it names, and its variables in this command's environment.
+    ///
+    /// Says of each flag what became of it. Exit code 2: the flags contradict themselves, or ask for what no node does.
+    Derper(DerperArgs),
+}
+
+/// Options of `causeway import derper`.
+#[derive(Debug, Clone, Args)]
+pub struct DerperArgs {
+    /// Where causewayd.toml and the key files are written; nothing is overwritten.
+    #[arg(long, value_name = "DIR", required_unless_present = "check")]
+    pub out: Option<PathBuf>,
+    /// Writes nothing: prints the configuration.
+    #[arg(long, conflicts_with = "out")]
+    pub check: bool,
+    /// Name of the node [default: the host name].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The region's id in your DERP map.
+    #[arg(long, default_value_t = 900, value_name = "ID")]
+    pub region_id: u64,
+    /// The region's short code in your DERP map.
+    #[arg(long, default_value = "derp", value_name = "CODE")]
+    pub region_code: String,
+    /// Where the node will keep its state.
+    #[arg(long, default_value = "/var/lib/causeway", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The derper's flags, after `--`.
+    #[arg(last = true, value_name = "FLAGS")]
+    pub flags: Vec<String>,
 }
 
 /// A client key as typed: `nodekey:HEX` or 64 hex digits.

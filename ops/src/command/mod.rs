@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod completion;
 pub mod demo;
 pub mod dev;
+pub mod import;
 pub mod keys;
 pub mod local;
 pub mod node;
@@ -44,6 +45,7 @@ pub async fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Ping { node, count } => routing::ping(&node, count, &settings, output).await,
         Command::OperatorCa(command) => keys::operator_ca(command, output),
         Command::MeshKey(command) => keys::mesh_key(command, output),
+        Command::Import(command) => import::run(command, output),
         Command::Version => completion::version(output),
         Command::Completion { shell } => completion::print(shell, output),
     }
