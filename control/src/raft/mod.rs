@@ -29,7 +29,7 @@ use crate::config::RaftProfile;
 use crate::peers::PeerChannels;
 use crate::presence::PresenceView;
 use crate::refusals::CallsRefused;
-use log::DiskLog;
+use log::{Appended, DiskLog};
 use network::{IsNewest, Network, RaftService};
 use snapshot::SnapshotStore;
 use state_machine::StateMachine;
@@ -356,15 +356,23 @@ impl Consensus {
 
     /// Takes a snapshot whenever more than `bytes_min`, or the last snapshot's size, was appended since the last one.
     pub(crate) async fn take_snapshots(self, bytes_min: u64, check_interval: Duration, cancel: CancellationToken) {
-        let mut last_at = self.log.appended_bytes();
+        let mut covered_bytes = 0;
+        let mut due: Option<Appended> = None;
         let mut ticks = tokio::time::interval(check_interval);
         while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
-            let appended = self.log.appended_bytes();
-            if appended - last_at > bytes_min.max(self.snapshots.size()) {
-                if self.snapshot().await.is_err() {
-                    return;
-                }
-                last_at = appended;
+            let appended = self.log.appended();
+            if due.is_none() && appended.bytes - covered_bytes > bytes_min.max(self.snapshots.size()) {
+                due = Some(appended);
+            }
+            let Some(end) = due else { continue };
+            let metrics = self.metrics();
+            let reached = |id: Option<types::LogId>| id.is_some_and(|id| id.index >= end.index);
+            if reached(metrics.snapshot) {
+                (covered_bytes, due) = (end.bytes, None);
+            // A snapshot holds what is applied, which comes later than appended. A wish is not heeded while one is being built: the
+            // next round repeats it.
+            } else if reached(metrics.last_applied) && self.snapshot().await.is_err() {
+                return;
             }
         }
     }

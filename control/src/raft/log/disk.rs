@@ -60,6 +60,15 @@ pub enum LogError {
     },
 }
 
+/// How far the log was appended, as of a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Appended {
+    /// Bytes that the log's files had when the process started, and of the entries appended since then.
+    pub(crate) bytes: u64,
+    /// The last index; entries of all those bytes are at most there.
+    pub(crate) index: u64,
+}
+
 /// A group's log. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct DiskLog {
@@ -82,12 +91,15 @@ impl DiskLog {
         config.log_cache_capacity = Some(LOG_CACHE_BYTES);
         let log = raft_log::RaftLog::open(Arc::new(config)).map_err(|source| explain(dir, source))?;
         sync_dir(dir).map_err(io_error)?;
-        Ok(Self { log: Arc::new(RwLock::new(log)), appended_bytes: Arc::default() })
+        let appended_bytes = Arc::new(AtomicU64::new(files_bytes(dir).map_err(io_error)?));
+        Ok(Self { log: Arc::new(RwLock::new(log)), appended_bytes })
     }
 
-    /// Bytes of entries appended since the process started.
-    pub(crate) fn appended_bytes(&self) -> u64 {
-        self.appended_bytes.load(Ordering::Relaxed)
+    /// How far the log is appended now.
+    pub(crate) fn appended(&self) -> Appended {
+        let log = self.log.read();
+        let index = log.log_state().last().map_or(0, |id| id.index);
+        Appended { bytes: self.appended_bytes.load(Ordering::Relaxed), index }
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut raft_log::RaftLog<LogTypes>) -> Result<T, io::Error>) -> Result<T, io::Error> {
@@ -109,6 +121,10 @@ impl DiskLog {
         }
         Ok(entries)
     }
+}
+
+fn files_bytes(dir: &Path) -> io::Result<u64> {
+    std::fs::read_dir(dir)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
 }
 
 /// The failure that ended the library's writer, if it has ended: whoever writes after that is told of a closed channel only.
@@ -221,9 +237,9 @@ impl RaftLogStorage<TypeConfig> for DiskLog {
                 (StoredLogId::from(entry.log_id), payload)
             })
             .collect();
-        self.appended_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.write(|log| {
             log.append(stored)?;
+            self.appended_bytes.fetch_add(bytes, Ordering::Relaxed);
             log.flush(true, Some(Flushed::Entries(callback)))
         })
     }

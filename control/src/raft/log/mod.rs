@@ -2,5 +2,5 @@
 
 mod disk;
 
-pub(crate) use disk::DiskLog;
 pub use disk::LogError;
+pub(crate) use disk::{Appended, DiskLog};

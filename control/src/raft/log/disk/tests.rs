@@ -87,6 +87,18 @@ async fn everything_is_there_after_reopening() {
 }
 
 #[tokio::test]
+async fn what_was_appended_before_a_restart_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = filled(dir.path()).await;
+    let mut log = DiskLog::open(dir.path()).unwrap();
+    let before = log.appended();
+    assert_eq!(before, Appended { bytes: fs::metadata(file).unwrap().len(), index: 19 });
+    append(&mut log, [entry(20)]).await;
+    let after = log.appended();
+    assert!(after.bytes > before.bytes + 100 && after.index == 20, "{before:?} {after:?}");
+}
+
+#[tokio::test]
 async fn a_torn_or_zeroed_tail_is_cut() {
     let dir = tempfile::tempdir().unwrap();
     let file = filled(dir.path()).await;
