@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use causeway_proto::id::{BootId, Epoch, NodeId};
 use causeway_proto::presence::{Op, UnpackError, pack_ops, unpack_ops};
 
-use super::CLAIMS_PER_OWNER_MAX;
+use super::limits::CLAIMS_PER_OWNER_MAX;
 
 /// One change of the presence table.
 #[derive(Debug, Clone, PartialEq, Eq)]

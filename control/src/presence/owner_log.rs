@@ -8,26 +8,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use causeway_proto::id::{BootId, Epoch, NodeId};
-use causeway_proto::presence::{ClaimKind, Op, PACKED_OP_LEN, PresenceKey, Rank, pack_ops};
+use causeway_proto::presence::{ClaimKind, Op, PACKED_OP_LEN, PresenceKey, Rank, pack_ops, unpack_ops};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::CLAIMS_PER_OWNER_MAX;
+use super::limits::CLAIMS_PER_OWNER_MAX;
+use super::log_identity::LogIdentity;
 use super::view::PresenceView;
 
 /// Operations kept for readers that resume: 16 s at the 2,000 operations/s a node may sustain (`threat-model.md` 4.4), 1.8 MB.
 pub const RING_OPS_MAX: usize = 32_768;
-
-/// Whose log, of which process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogIdentity {
-    /// The owner.
-    pub node: NodeId,
-    /// Its epoch.
-    pub epoch: Epoch,
-    /// Its process.
-    pub boot_id: BootId,
-}
+/// Bytes of the log that the own view reads at a time.
+const VIEW_READ_MAX: usize = 64 << 10;
 
 /// The node holds [`CLAIMS_PER_OWNER_MAX`] claims: refuse the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -266,9 +258,24 @@ impl OwnerLog {
         Rank { clock_us, node: self.inner.identity.node }
     }
 
+    /// Several callers may do so at once: operations count by their sequence.
+    fn catch_view_up(&self) {
+        let view = &self.inner.view;
+        loop {
+            match self.ops_from(view.own_seq() + 1, VIEW_READ_MAX) {
+                Ok(batch) if batch.ops.is_empty() => return,
+                Ok(batch) => view.extend_own(batch.first_seq, &batch.ops),
+                Err(TooOld { .. }) => {
+                    let snapshot = self.snapshot();
+                    view.replace_own(snapshot.seq, &unpack_ops(&snapshot.packed).expect("packed by this process"));
+                }
+            }
+        }
+    }
+
     /// Lets the own view catch up, then wakes the readers.
     fn published(&self) {
-        self.inner.view.follow_own(self);
+        self.catch_view_up();
         let seq = self.inner.state.lock().seq;
         self.inner.last_seq.send_if_modified(|last| {
             let news = seq > *last;
@@ -282,10 +289,8 @@ impl OwnerLog {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use causeway_proto::id::RegionId;
-    use causeway_proto::presence::unpack_ops;
-
     use super::*;
+    use causeway_proto::id::RegionId;
 
     const OWN: NodeId = NodeId(7);
 

@@ -12,7 +12,7 @@ use causeway_proto::id::{BootId, Epoch, NodeId};
 use causeway_proto::presence::{ClaimKind, Op, PresenceKey, Rank};
 
 use super::command::Command;
-use super::{CLAIMS_PER_OWNER_MAX, OWNERS_MAX};
+use super::limits::{CLAIMS_PER_OWNER_MAX, OWNERS_MAX};
 
 pub use snapshot::{BLOCK_SIZE_MAX, BlockError, TableSnapshot};
 
@@ -304,7 +304,7 @@ impl Table {
         }
         let held = if opens { 0 } else { self.owners[&part.node].claims };
         let clock_of = |key: &PresenceKey| self.find(key, part.node).filter(|_| held > 0).map(Record::clock_us);
-        if super::exceeds_claims_max(held, new, clock_of) {
+        if super::limits::exceeds_claims_max(held, new, clock_of) {
             return Err(Refusal::TooManyClaims);
         }
         if opens {

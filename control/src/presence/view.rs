@@ -3,16 +3,22 @@
 //! Fed by watch, by Raft and by the own log; an operation counts only if its sequence is beyond what is known of its owner, so it
 //! does not matter by which way it came first. Reads take no lock; writers take turns.
 
+mod change;
 mod claims;
+mod entry;
 mod event;
+mod from_table;
+mod from_watch;
 mod hidden;
 mod input;
+mod owner;
 mod tell;
 mod write;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -26,11 +32,13 @@ use super::clock::HybridClock;
 use super::prefer::{Candidate, Validity};
 
 use claims::{Claim, Claims};
+use entry::{OwnerEntry, any_valid};
 pub use event::{EventBatch, PresenceEvent};
 pub use hidden::HIDDEN_MAX;
 use hidden::Hidden;
 pub use input::{IngestError, WatchInput};
-use write::{Owner, Writer};
+use owner::Owner;
+use writer::Writer;
 
 /// Event batches a subscriber may fall behind; then it must look afresh at the keys it cares for.
 pub const EVENT_BATCHES_MAX: usize = 1024;
@@ -82,20 +90,6 @@ pub struct PresenceCounts {
     pub home_claims: usize,
     /// Claims of each node that holds any.
     pub by_node: BTreeMap<NodeId, usize>,
-}
-
-/// What readers need of an owner; replaced as a whole whenever anything in it changes.
-#[derive(Debug, Clone)]
-struct OwnerEntry {
-    node: NodeId,
-    region: Option<RegionId>,
-    epoch: Epoch,
-    validity: Validity,
-    hears: Arc<[NodeId]>,
-    /// Shared with the writer: moves without replacing the entry.
-    seq: Arc<AtomicU64>,
-    /// Claims of a former process, which nobody may see.
-    retired: bool,
 }
 
 /// Presence as this node knows it.
@@ -313,14 +307,6 @@ impl PresenceView {
         candidates.sort_unstable_by_key(|candidate| std::cmp::Reverse(candidate.preference()));
         candidates
     }
-}
-
-fn is_valid(owners: &[OwnerEntry], claim: &Claim) -> bool {
-    owners.get(usize::from(claim.owner)).is_some_and(|owner| owner.validity.is_valid())
-}
-
-fn any_valid(owners: &[OwnerEntry], claims: &[Claim]) -> bool {
-    claims.iter().any(|claim| is_valid(owners, claim))
 }
 
 #[cfg(test)]

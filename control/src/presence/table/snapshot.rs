@@ -9,7 +9,7 @@ use causeway_proto::presence::{Op, PresenceKey};
 use sha2::{Digest, Sha256};
 
 use super::{Record, TAG_HOME, Table, TableOwner, kind_of, shard_of};
-use crate::presence::OWNERS_MAX;
+use crate::presence::limits::OWNERS_MAX;
 
 /// A snapshot block ends with the shard that makes it at least this long.
 const BLOCK_TARGET: usize = 256 << 10;

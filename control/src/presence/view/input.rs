@@ -3,7 +3,7 @@
 use causeway_proto::id::{BootId, Epoch, NodeId};
 use causeway_proto::presence::Op;
 
-use crate::presence::{CLAIMS_PER_OWNER_MAX, OWNERS_MAX};
+use crate::presence::limits::{CLAIMS_PER_OWNER_MAX, OWNERS_MAX};
 
 /// What a watch stream says of its owner, in the epoch the stream's hello named.
 #[derive(Debug, Clone, PartialEq, Eq)]

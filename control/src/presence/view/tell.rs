@@ -4,9 +4,12 @@
 
 use causeway_proto::presence::{PresenceKey, Rank};
 
+use super::PresenceView;
 use super::claims::{Claim, Claims};
-use super::write::{News, Owner, Writer};
-use super::{OwnerEntry, PresenceEvent, PresenceView, any_valid, is_valid};
+use super::entry::{OwnerEntry, any_valid, is_valid};
+use super::event::PresenceEvent;
+use super::owner::Owner;
+use super::writer::{News, Writer};
 
 /// Keys told under the write lock at a time: well below a millisecond in a release build.
 pub(super) const SLICE_KEYS_MAX: usize = 256;
@@ -57,12 +60,10 @@ impl PresenceView {
             owner.gathered = task.changes.max(owner.gathered);
         }
         for slice in keys.chunks(SLICE_KEYS_MAX) {
-            self.write(|writer, news| {
+            self.write_and_yield(|writer, news| {
                 let owners = self.owners.load();
                 slice.iter().for_each(|key| self.tell_key(writer, news, &owners, &tasks, *key));
-                Ok(())
-            })
-            .expect("telling refuses nothing");
+            });
         }
         let mut writer = self.writer.lock();
         for (slot, _) in tasks.iter().enumerate().filter(|(_, task)| task.take_out) {

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use causeway_proto::presence::{ClaimKind, Op};
 
+use super::from_watch::HEARS_MAX;
 use super::tell::SLICE_KEYS_MAX;
-use super::write::HEARS_MAX;
 use super::*;
 use crate::presence::{CLAIMS_PER_OWNER_MAX, Command, OWNERS_MAX, OwnerLog, Table};
 

@@ -11,6 +11,7 @@ use causeway_proto::id::{BootId, Epoch, NodeId, RegionId};
 use causeway_proto::presence::PresenceKey;
 use tokio::sync::broadcast;
 
+use super::Coverage;
 use crate::reference;
 
 /// A message on its way from an owner to an observer.
