@@ -1,5 +1,7 @@
 //! Mutual TLS 1.3 between nodes: one port, two protocols by ALPN, peers told apart by the keys of their certificates.
 
+mod verifier;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -8,15 +10,11 @@ use std::time::{Duration, SystemTime};
 use causeway_proto::id::NodeId;
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -24,8 +22,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::certificate::{MESH_SERVER_NAME, MintedCertificate};
-use super::fleet_ca::fingerprint_of_common_name;
 use super::{FleetTrust, NodeKey, PeerIdentity};
+use verifier::{NamingVerifier, SeenIssuer};
 
 /// A whole handshake, both ways, must be over by then.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -321,203 +319,5 @@ fn identity_of(certificate: &[u8]) -> Option<PeerIdentity> {
     names.value.general_names.iter().any(|name| matches!(name, GeneralName::URI(uri) if *uri == expected)).then_some(identity)
 }
 
-/// The fingerprint in the issuer name of a certificate that did not verify.
-type SeenIssuer = Arc<OnceLock<String>>;
-
-/// Verifies as the inner verifier does, and remembers the issuer of a refused certificate, so that a wrong mesh key is named.
-#[derive(Debug)]
-struct NamingVerifier<V: ?Sized> {
-    issuer: SeenIssuer,
-    inner: Arc<V>,
-}
-
-impl<V: ?Sized> NamingVerifier<V> {
-    fn note_issuer(&self, certificate: &[u8]) {
-        let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return };
-        let name = parsed.issuer().iter_common_name().next().and_then(|name| name.as_str().ok());
-        if let Some(fingerprint) = name.and_then(fingerprint_of_common_name) {
-            self.issuer.get_or_init(|| fingerprint.to_owned());
-        }
-    }
-}
-
-impl ServerCertVerifier for NamingVerifier<WebPkiServerVerifier> {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.inner
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-            .inspect_err(|_| self.note_issuer(end_entity))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-impl ClientCertVerifier for NamingVerifier<dyn ClientCertVerifier> {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // No hints: a client with one certificate has nothing to choose, and hints would make it send none on a mismatch.
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.inner.verify_client_cert(end_entity, intermediates, now).inspect_err(|_| self.note_issuer(end_entity))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-
-    use super::*;
-    use causeway_proto::key::MeshKey;
-    use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
-
-    fn node(seed: u8, current: &MeshKey, next: Option<&MeshKey>) -> MeshTls {
-        MeshTls::new(FleetTrust::new(current, next), NodeKey::from_seed(&[seed; 32]))
-    }
-
-    type Accepted = Result<(MeshStream, PeerIdentity, Alpn), MeshTlsError>;
-    type Connected = Result<(MeshStream, PeerIdentity), MeshTlsError>;
-
-    async fn shake(server: &MeshTls, client: &MeshTls, expected: Option<NodeId>, alpn: Alpn) -> (Accepted, Connected) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap().to_string();
-        let accept = async { server.accept(listener.accept().await.unwrap().0).await };
-        tokio::join!(accept, client.connect(&addr, expected, alpn))
-    }
-
-    #[tokio::test]
-    async fn nodes_of_one_mesh_key_know_each_other_by_key_and_protocol() {
-        let key = MeshKey::generate();
-        let (a, b) = (node(1, &key, None), node(2, &key, None));
-        for alpn in [Alpn::Grpc, Alpn::Link] {
-            let (accepted, connected) = shake(&a, &b, Some(a.identity().node_id), alpn).await;
-            let ((mut server, client_id, spoken), (mut client, server_id)) = (accepted.unwrap(), connected.unwrap());
-            assert_eq!((client_id, server_id, spoken), (b.identity(), a.identity(), alpn));
-            client.write_all(b"ping").await.unwrap();
-            client.flush().await.unwrap();
-            let mut read = [0; 4];
-            server.read_exact(&mut read).await.unwrap();
-            assert_eq!(&read, b"ping");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_wrong_mesh_key_is_named_on_both_sides() {
-        let (one, other) = (MeshKey::generate(), MeshKey::generate());
-        let (a, b) = (node(1, &one, None), node(2, &other, None));
-        let (accepted, connected) = shake(&a, &b, None, Alpn::Grpc).await;
-        let (ours, theirs) = (FleetTrust::new(&one, None), FleetTrust::new(&other, None));
-        match connected {
-            Err(MeshTlsError::WrongMeshKey { theirs: Some(seen), ours: own }) => {
-                assert_eq!((seen.as_str(), own.as_str()), (ours.current.fingerprint(), theirs.current.fingerprint()));
-            }
-            unexpected => panic!("{unexpected:?}"),
-        }
-        assert!(matches!(accepted, Err(MeshTlsError::WrongMeshKey { theirs: None, .. })), "{accepted:?}");
-    }
-
-    #[tokio::test]
-    async fn a_mesh_key_is_rotated_without_a_gap() {
-        let (old, new) = (MeshKey::generate(), MeshKey::generate());
-        // One that trusts the new key too, one that has made it its current one.
-        let (a, b) = (node(1, &old, Some(&new)), node(2, &new, Some(&old)));
-        for (server, client) in [(&a, &b), (&b, &a)] {
-            let (accepted, connected) = shake(server, client, None, Alpn::Grpc).await;
-            assert!(accepted.is_ok() && connected.is_ok());
-        }
-    }
-
-    #[tokio::test]
-    async fn another_node_and_an_evicted_one_are_refused() {
-        let key = MeshKey::generate();
-        let (a, b) = (node(1, &key, None), node(2, &key, None));
-        let (_, connected) = shake(&a, &b, Some(NodeId(7)), Alpn::Grpc).await;
-        assert!(matches!(connected, Err(MeshTlsError::WrongNode { expected: NodeId(7), .. })));
-        a.set_evicted(BTreeSet::from([b.identity().node_id]));
-        let (accepted, _) = shake(&a, &b, None, Alpn::Grpc).await;
-        assert!(matches!(accepted, Err(MeshTlsError::NotAllowed(id)) if id == b.identity().node_id));
-        let (_, connected) = shake(&b, &a, None, Alpn::Grpc).await;
-        assert!(matches!(connected, Err(MeshTlsError::NotAllowed(id)) if id == b.identity().node_id));
-    }
-
-    #[tokio::test]
-    async fn a_peer_that_says_nothing_or_nonsense_is_let_go() {
-        let key = MeshKey::generate();
-        let a = node(1, &key, None);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut nonsense = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        nonsense.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-        let (socket, _) = listener.accept().await.unwrap();
-        assert!(matches!(a.accept(socket).await, Err(MeshTlsError::Io(_))));
-        let silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (socket, _) = listener.accept().await.unwrap();
-        tokio::time::pause();
-        assert!(matches!(a.accept(socket).await, Err(MeshTlsError::Timeout)));
-        drop(silent);
-    }
-
-    #[tokio::test]
-    async fn a_certificate_of_the_fleet_for_another_key_does_not_pass_as_a_node() {
-        let key = MeshKey::generate();
-        let ca = super::super::FleetCa::derive(&key);
-        let minted = MintedCertificate::mint(&ca, &NodeKey::from_seed(&[3; 32]), SystemTime::now());
-        assert_eq!(identity_of(&minted.der), Some(NodeKey::from_seed(&[3; 32]).identity()));
-        assert_eq!(identity_of(ca.certificate()), None);
-        assert!(!minted.is_stale(SystemTime::now()));
-        assert!(minted.is_stale(SystemTime::now() + Duration::from_secs(25 * 3600)));
-    }
-}
+mod tests;
