@@ -6,38 +6,9 @@ use causeway_proto::id::{Epoch, NodeId};
 use causeway_proto::presence::{ClaimKind, PresenceKey, Rank};
 use causeway_rpc::v1;
 
+use crate::error::AdminError;
 use crate::fleet::{CALL_TIMEOUT, Fleet, PROPOSE_TIMEOUT, init_cluster, within};
 use crate::raft::NotDone;
-
-/// Why an operator's request was not done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AdminError {
-    /// Something in the request is wrong; says what would be right.
-    #[error("{0}")]
-    Invalid(String),
-    /// What was asked for does not exist.
-    #[error("{0}")]
-    NotFound(String),
-    /// Not possible in the fleet's present state; says why.
-    #[error("{0}")]
-    Unavailable(String),
-    /// Not done in time; the outcome is unknown.
-    #[error("{0}")]
-    TimedOut(String),
-}
-
-impl From<AdminError> for tonic::Status {
-    fn from(error: AdminError) -> Self {
-        let message = error.to_string();
-        match error {
-            AdminError::Invalid(_) => Self::invalid_argument(message),
-            AdminError::NotFound(_) => Self::not_found(message),
-            AdminError::Unavailable(_) => Self::unavailable(message),
-            AdminError::TimedOut(_) => Self::deadline_exceeded(message),
-        }
-    }
-}
 
 /// Acts on the fleet for operators.
 #[derive(Debug, Clone)]
@@ -132,23 +103,14 @@ impl Admin {
 
     /// Removes a node from the fleet for good: its claims end, its connections are refused, it can only come back as a new node.
     ///
+    /// A voter passes it on to the leader.
+    ///
     /// # Errors
-    /// [`AdminError`]; [`AdminError::Unavailable`] names the leader if this node does not lead.
+    /// [`AdminError`]; [`AdminError::Unavailable`] names the voters if this node is none.
     pub async fn evict(&self, node: &str) -> Result<NodeId, AdminError> {
-        use crate::raft::types::{Command, Reply};
         let nodes = self.fleet.directory.nodes();
         let id = nodes.find(node).ok_or_else(|| AdminError::NotFound(format!("node `{node}` is not known")))?.id();
-        let command = Command::new(v1::raft_command::Command::EvictNode(v1::EvictNode { node_id: id.0 }));
-        match self.fleet.consensus.propose(command).await {
-            Ok(Reply::Refused(reason)) => Err(AdminError::Invalid(reason)),
-            Ok(_) => Ok(id),
-            Err(NotDone::Forward(Some(leader))) => {
-                let name = nodes.get(leader).map_or_else(|| leader.to_string(), |node| node.record.name.clone());
-                Err(AdminError::Unavailable(format!("only the leader evicts: ask node `{name}`")))
-            }
-            Err(NotDone::TimedOut) => Err(AdminError::TimedOut("the eviction was not committed in time; ask again".to_owned())),
-            Err(error) => Err(AdminError::Unavailable(error.to_string())),
-        }
+        self.fleet.evict(id).await.map(|()| id)
     }
 }
 

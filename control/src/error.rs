@@ -1,4 +1,4 @@
-//! Why the control plane cannot start, and why it must stop.
+//! Why the control plane cannot start, why it must stop, and why it does not do what an operator asks.
 
 use causeway_proto::id::Epoch;
 
@@ -67,4 +67,34 @@ pub enum Fatal {
     /// The fleet has evicted this node.
     #[error("this node was evicted from the fleet: it can only return with an empty data directory, as a new node")]
     Evicted,
+}
+
+/// Why an operator's request was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdminError {
+    /// Something in the request is wrong; says what would be right.
+    #[error("{0}")]
+    Invalid(String),
+    /// What was asked for does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// Not possible in the fleet's present state; says why.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Not done in time; the outcome is unknown.
+    #[error("{0}")]
+    TimedOut(String),
+}
+
+impl From<AdminError> for tonic::Status {
+    fn from(error: AdminError) -> Self {
+        let message = error.to_string();
+        match error {
+            AdminError::Invalid(_) => Self::invalid_argument(message),
+            AdminError::NotFound(_) => Self::not_found(message),
+            AdminError::Unavailable(_) => Self::unavailable(message),
+            AdminError::TimedOut(_) => Self::deadline_exceeded(message),
+        }
+    }
 }

@@ -30,10 +30,10 @@ use causeway_proto::id::{BootId, Epoch};
 use tokio::sync;
 use tonic::service::Routes;
 
-pub use admin::{Admin, AdminError, CommittedClaim};
+pub use admin::{Admin, CommittedClaim};
 pub use config::{Config, Deps, RaftProfile, Seeds, Tracing, WallClock};
 pub use discovery::{NodeEntry, NodeSet};
-pub use error::{Fatal, StartError};
+pub use error::{AdminError, Fatal, StartError};
 pub use identity::{Alpn, MeshStream, MeshTls, MeshTlsError, PeerIdentity};
 pub use metrics::ControlMetrics;
 pub use peers::{ChannelUse, PeerChannel, PeerChannels};

@@ -13,8 +13,8 @@ use tonic::Status;
 
 use super::join::remember;
 use super::{CALL_TIMEOUT, Fleet, within};
-use crate::admin::AdminError;
 use crate::discovery::{NodeEntry, NodeSet};
+use crate::error::AdminError;
 use crate::raft::NotDone;
 use crate::raft::types::Command;
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use causeway_proto::id::NodeId;
 use causeway_rpc::v1;
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{CALL_TIMEOUT, Fleet, Incarnation, Own, fleet_client, now, within};
 use crate::config::WallClock;
@@ -23,6 +23,8 @@ use crate::watch::micros;
 const FIRST_CONTACT: Duration = Duration::from_millis(1000);
 /// A clock further off than this from the peers' at start ends the process; nobody takes note of a node whose clock is.
 const CLOCK_OFF_MAX_US: u64 = 5_000_000;
+/// A node that finds only nodes of another mesh key for so long needs a human: seeds that were silent at its start would speak by then.
+const WRONG_KEY_PATIENCE: Duration = Duration::from_secs(10);
 /// Between rounds while this node is not settled in a fleet.
 const ROUND_SEARCHING: Duration = Duration::from_millis(250);
 /// Between rounds once it is.
@@ -113,6 +115,9 @@ pub(crate) async fn first_contact(
 
 /// The other mesh key that a failed introduction to a seed was about, if it was: its fingerprint, or that ours was refused.
 async fn wrong_mesh_key(peers: &PeerChannels, seed: &str, status: &Status) -> Option<String> {
+    if status.code() == Code::DeadlineExceeded {
+        return None;
+    }
     let told = std::iter::successors(status.source(), |error| (*error).source()).find_map(|error| match error.downcast_ref() {
         Some(MeshTlsError::WrongMeshKey { theirs, .. }) => theirs.clone(),
         _ => None,
@@ -123,9 +128,17 @@ async fn wrong_mesh_key(peers: &PeerChannels, seed: &str, status: &Status) -> Op
     }
 }
 
-/// Whether two readings of wall clocks at about the same time are too far apart.
-pub(super) fn clock_is_off(theirs_us: u64, ours_us: u64) -> bool {
-    theirs_us.abs_diff(ours_us) > CLOCK_OFF_MAX_US
+/// How two readings of wall clocks at about the same time differ, if it is too much.
+pub(super) fn clock_difference(their_name: &str, theirs_us: u64, our_name: &str, ours_us: u64) -> Option<String> {
+    let by_us = theirs_us.abs_diff(ours_us);
+    let direction = if theirs_us > ours_us { "ahead of" } else { "behind" };
+    (by_us > CLOCK_OFF_MAX_US).then(|| {
+        format!(
+            "the clock of node `{their_name}` is {} ms {direction} that of node `{our_name}`, which leads (at most {} ms are allowed): set right whichever is wrong",
+            by_us / 1000,
+            CLOCK_OFF_MAX_US / 1000
+        )
+    })
 }
 
 fn check_clock(mut offsets: Vec<i64>) -> Result<(), StartError> {
@@ -142,12 +155,13 @@ fn check_clock(mut offsets: Vec<i64>) -> Result<(), StartError> {
 pub(crate) async fn meet_and_join(fleet: Arc<Fleet>, mut sources: Vec<Box<dyn Discovery>>, cancel: CancellationToken) {
     let work = async {
         let mut nodes = fleet.directory.subscribe();
+        let mut wrong_key = WrongKey::default();
         loop {
             let settled = fleet.is_settled();
             fleet.directory.forget_silent(now());
-            fleet.meet(&mut sources, settled).await;
+            let stranger = fleet.meet(&mut sources, settled).await;
             let problem = if settled { None } else { fleet.join().await };
-            *fleet.join_problem.lock() = problem;
+            *fleet.join_problem.lock() = problem.or(wrong_key.note(stranger.filter(|_| !settled), now()));
             let wait = if fleet.is_settled() { ROUND_SETTLED } else { ROUND_SEARCHING };
             nodes.mark_unchanged();
             // A newly known node is met at once.
@@ -167,23 +181,37 @@ impl Fleet {
     }
 
     /// One round of introductions: to the seeds that no known node stands for, and to nodes that are known but not admitted.
-    async fn meet(&self, sources: &mut [Box<dyn Discovery>], settled: bool) {
+    ///
+    /// If nobody answered but seeds of another mesh key, says so.
+    async fn meet(&self, sources: &mut [Box<dyn Discovery>], settled: bool) -> Option<StartError> {
         let nodes = self.directory.nodes();
         let known: BTreeSet<&str> = nodes.iter().map(|node| node.record.mesh_addr.as_str()).collect();
         let seeds = sources.iter_mut().flat_map(|source| source.seeds()).filter(|seed| !known.contains(seed.as_str()));
-        let strangers = seeds.map(|seed| (None, self.peers.seed_channel(&seed)));
+        let strangers = seeds.map(|seed| (Whom::Seed(seed.clone()), self.peers.seed_channel(&seed)));
         let ids = nodes.others().filter(|node| !settled || !node.admitted).map(NodeEntry::id);
-        let acquaintances = ids.filter_map(|id| Some((Some(id), self.peers.channel(id, ChannelUse::Fleet).ok()?)));
+        let acquaintances = ids.filter_map(|id| Some((Whom::Node(id), self.peers.channel(id, ChannelUse::Fleet).ok()?)));
         let channels: Vec<_> = strangers.chain(acquaintances).collect();
-        let met = futures::stream::iter(channels)
-            .map(async |(id, channel)| Ok((id, introduce(channel, self.introduction(), &self.clock.0).await?)));
+        let met = futures::stream::iter(channels).map(async |(whom, channel)| {
+            let answer = introduce(channel, self.introduction(), &self.clock.0).await;
+            let theirs = match (&answer, &whom) {
+                (Err(status), Whom::Seed(seed)) if !settled => wrong_mesh_key(&self.peers, seed, status).await,
+                _ => None,
+            };
+            (whom, answer, theirs)
+        });
         let mut met = met.buffer_unordered(INTRODUCTIONS_MAX);
-        while let Some(answer) = met.next().await {
+        let (mut answered, mut stranger) = (false, None);
+        while let Some((whom, answer, theirs)) = met.next().await {
+            stranger = stranger.or(theirs);
             match answer {
-                Ok((id, met)) => self.met(id, met),
-                Err::<_, Status>(status) => tracing::debug!(reason = status.message(), "a node does not answer an introduction"),
+                Ok(met) => {
+                    answered = true;
+                    self.met(whom.proven(), met);
+                }
+                Err(status) => tracing::debug!(reason = status.message(), "a node does not answer an introduction"),
             }
         }
+        stranger.filter(|_| !answered).map(|theirs| StartError::WrongMeshKey { ours: self.peers.fingerprint(), theirs })
     }
 
     /// `proven`: the node that the connection proved, if it was not one to a seed.
@@ -219,7 +247,7 @@ impl Fleet {
         let mut candidates: Vec<NodeId> = ask.into_iter().chain(nodes.others().map(NodeEntry::id)).collect();
         candidates.dedup();
         let mut asked = BTreeSet::new();
-        let mut problem = None;
+        let (mut problem, mut refused) = (None, false);
         while let Some(node) = (!candidates.is_empty()).then(|| candidates.remove(0)) {
             if !asked.insert(node) {
                 continue;
@@ -229,7 +257,14 @@ impl Fleet {
                 Ok(Asked::Elsewhere(leader)) => candidates.insert(0, leader),
                 Ok(Asked::Refused(reason)) => return Some(format!("the fleet does not admit this node: {reason}")),
                 Ok(Asked::NoLeader) => {}
-                Err(status) => problem = Some(format!("node {node} does not answer: {}", status.message())),
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    problem = Some(format!("the fleet does not admit this node: {}", status.message()));
+                    refused = true;
+                }
+                Err(status) if !refused => {
+                    problem = Some(format!("{} does not answer: {}", self.name_of(node), status.message()))
+                }
+                Err(_) => {}
             }
         }
         problem
@@ -265,6 +300,47 @@ impl Fleet {
             Some(Outcome::Refused(reason)) => Asked::Refused(reason),
             None => Asked::NoLeader,
         })
+    }
+}
+
+/// Who is behind a channel.
+enum Whom {
+    /// Whoever answers there.
+    Seed(String),
+    /// This node, or the connection fails.
+    Node(NodeId),
+}
+
+impl Whom {
+    const fn proven(&self) -> Option<NodeId> {
+        match self {
+            Self::Seed(_) => None,
+            Self::Node(node) => Some(*node),
+        }
+    }
+}
+
+/// How long this node has found nobody but nodes of another mesh key.
+#[derive(Debug, Default)]
+struct WrongKey {
+    since: Option<Instant>,
+    logged: bool,
+}
+
+impl WrongKey {
+    /// Takes note of a round; returns what to tell operators.
+    fn note(&mut self, found: Option<StartError>, now: Instant) -> Option<String> {
+        let Some(found) = found else {
+            *self = Self::default();
+            return None;
+        };
+        let found = found.to_string();
+        let since = *self.since.get_or_insert(now);
+        if !self.logged && now.saturating_duration_since(since) >= WRONG_KEY_PATIENCE {
+            tracing::error!(reason = found, "this node cannot join a fleet");
+            self.logged = true;
+        }
+        Some(found)
     }
 }
 

@@ -2,6 +2,7 @@
 //! share.
 
 mod bootstrap;
+mod evict;
 mod heartbeat;
 mod join;
 mod membership;
@@ -188,6 +189,11 @@ impl Fleet {
 
     pub(crate) fn join_problem(&self) -> Option<String> {
         self.join_problem.lock().clone()
+    }
+
+    /// A node as messages to operators call it.
+    pub(crate) fn name_of(&self, node: NodeId) -> String {
+        self.directory.nodes().get(node).map_or_else(|| format!("node {node}"), |entry| format!("node `{}`", entry.record.name))
     }
 
     pub(crate) fn client(&self, node: NodeId) -> Result<FleetClient<PeerChannel>, Status> {

@@ -9,7 +9,8 @@ use causeway_rpc::v1::fleet_server::{Fleet as FleetApi, FleetServer};
 use causeway_rpc::{convert, v1};
 use tonic::{Code, Request, Response, Status};
 
-use super::join::clock_is_off;
+use super::evict::Proposed;
+use super::join::clock_difference;
 use super::proposer::BATCH_BYTES_MAX;
 use super::{Fleet, Incarnation, now};
 use crate::discovery::Directory;
@@ -58,8 +59,8 @@ impl FleetService {
             return Err(self.not_itself("a node may introduce only itself"));
         }
         check_record(&record).map_err(|reason| malformed(Status::invalid_argument(format!("field record: {reason}"))))?;
-        let clock_off = clock_is_off(caller.clock_us, self.fleet.now_us());
-        if !clock_off {
+        let clock_off = clock_difference(&record.name, caller.clock_us, &self.fleet.own.record.name, self.fleet.now_us());
+        if clock_off.is_none() {
             introduce(&self.fleet.directory, record.clone()).map_err(malformed)?;
         }
         let before = if peer.node_id == self.fleet.own.id() {
@@ -112,7 +113,8 @@ struct Caller {
     record: v1::NodeRecord,
     /// The process known of it before.
     before: Incarnation,
-    clock_off: bool,
+    /// How far its clock is off, in words; `None` if it is not.
+    clock_off: Option<String>,
 }
 
 fn introduce(directory: &Directory, record: v1::NodeRecord) -> Result<NodeId, Status> {
@@ -146,10 +148,9 @@ impl FleetApi for FleetService {
         use v1::join_response::Outcome;
         let peer = self.identity_of(&request)?;
         let Caller { record, before, clock_off } = self.meet(peer, request.into_inner().caller)?;
-        if clock_off {
-            let status =
-                Status::failed_precondition("the clocks of the two nodes differ by more than 5 s: check their time service");
-            return Err(self.refused.count(CallRefused::ClockOff, status));
+        // The leader's clock decides; others only tell who leads.
+        if let Some(difference) = clock_off.filter(|_| self.fleet.consensus.is_leader()) {
+            return Err(self.refused.count(CallRefused::ClockOff, Status::failed_precondition(difference)));
         }
         let command = Command::new(v1::raft_command::Command::PutNode(v1::PutNode { record: Some(record) }));
         let outcome = match self.fleet.consensus.propose(command).await {
@@ -213,6 +214,20 @@ impl FleetApi for FleetService {
     async fn form(&self, request: Request<v1::FormRequest>) -> Result<Response<v1::FormResponse>, Status> {
         self.identity_of(&request)?;
         self.fleet.form(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
+        let peer = self.identity_of(&request)?;
+        if !self.fleet.is_voter(peer.node_id) {
+            let status = Status::permission_denied("only voters pass evictions on");
+            return Err(self.refused.count(CallRefused::NotAllowed, status));
+        }
+        let node = NodeId(request.into_inner().node_id);
+        tracing::info!(%node, by = %peer.node_id, "a voter passes an eviction on");
+        match self.fleet.propose_eviction(node).await? {
+            Proposed::Done => Ok(Response::new(v1::EvictResponse {})),
+            Proposed::NotLeader(_) => Err(Status::unavailable("it does not lead any more: ask again")),
+        }
     }
 }
 

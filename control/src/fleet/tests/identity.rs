@@ -20,9 +20,9 @@ async fn a_standalone_node_forms_its_own_fleet_and_an_evicted_one_stops() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn eviction_cuts_what_is_open_to_the_evicted_node() {
     let mut fleet = TestFleet::new();
-    let nodes = fleet.start_all(&[("a1", 1), ("b1", 2), ("c1", 3)]).await;
-    let voters = vec!["a1".to_owned()];
-    nodes[0].handles.admin.init_cluster(v1::InitClusterRequest { voters, ..init(3) }).await.unwrap();
+    let nodes = fleet.start_all(&[("a1", 1), ("b1", 2), ("c1", 3), ("d1", 4)]).await;
+    let voters = ["a1", "b1", "d1"].map(str::to_owned).to_vec();
+    nodes[0].handles.admin.init_cluster(v1::InitClusterRequest { voters, ..init(4) }).await.unwrap();
     all_healthy(&nodes).await;
     nodes[2].claim(key(7));
     eventually("a claim to end", async || nodes[1].handles.view.has_valid_claim(&key(7))).await;
@@ -31,9 +31,16 @@ async fn eviction_cuts_what_is_open_to_the_evicted_node() {
     let follow = v1::FollowRequest { follower_id: nodes[2].id().0, ..Default::default() };
     let mut open = v1::watch_client::WatchClient::new(channel.clone()).follow(follow.clone()).await.unwrap().into_inner();
     open.message().await.unwrap().expect("a hello");
-    let refused = nodes[1].handles.admin.evict("c1").await.unwrap_err().to_string();
-    assert!(refused.contains("ask node `a1`"), "{refused}");
-    nodes[0].handles.admin.evict("c1").await.unwrap();
+    // Only the word of voters changes who is in the fleet.
+    let refused = nodes[2].handles.admin.evict("b1").await.unwrap_err().to_string();
+    assert!(["does not vote", "node `a1`", "node `b1`", "node `d1`"].iter().all(|part| refused.contains(part)), "{refused}");
+    let leader = NodeId(nodes[0].cluster().leader);
+    let to_leader = nodes[2].handles.peers.channel(leader, crate::ChannelUse::Fleet).unwrap();
+    let evict = v1::EvictRequest { node_id: nodes[1].id().0 };
+    let refused = crate::fleet::fleet_client(to_leader).evict(evict).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    let other_voter = nodes.iter().find(|node| ![leader, nodes[2].id()].contains(&node.id())).unwrap();
+    other_voter.handles.admin.evict("c1").await.unwrap();
     let ended = async { while let Ok(Some(_)) = open.message().await {} };
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the open stream is cut within 5 s");
     // Its own follower may have taken the stream's place before: what counts is that it is out for good.
@@ -44,7 +51,7 @@ async fn eviction_cuts_what_is_open_to_the_evicted_node() {
     eventually("its claims are gone", async || !nodes[1].handles.view.has_valid_claim(&key(7))).await;
     eventually("the fleet is healthy without it", async || {
         let cluster = nodes[0].cluster();
-        cluster.healthy && cluster.nodes.len() == 2
+        cluster.healthy && cluster.nodes.len() == 3
     })
     .await;
     nodes.into_iter().for_each(|node| drop(node.kill()));

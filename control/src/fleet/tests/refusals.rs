@@ -32,6 +32,35 @@ async fn what_makes_a_start_unsafe_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_leader_whose_clock_went_wrong_is_named_to_those_it_keeps_out() {
+    let mut fleet = TestFleet::new();
+    let ahead = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let seconds_ahead = Arc::clone(&ahead);
+    let clock: crate::WallClock =
+        Arc::new(move || SystemTime::now() + Duration::from_secs(seconds_ahead.load(std::sync::atomic::Ordering::Relaxed)));
+    let mut nodes = vec![fleet.try_start_at(|addr| fleet.config("a1", 1, addr), None, clock).await.unwrap()];
+    fleet.seeds.push(nodes[0].addr.to_string());
+    nodes.push(fleet.start("b1", 2).await);
+    nodes.push(fleet.start("c1", 3).await);
+    let voters = vec!["a1".to_owned()];
+    nodes[0].handles.admin.init_cluster(v1::InitClusterRequest { voters, ..init(3) }).await.unwrap();
+    all_healthy(&nodes).await;
+    ahead.store(60, std::sync::atomic::Ordering::Relaxed);
+    fleet.seeds = nodes.iter().map(|node| node.addr.to_string()).collect();
+    let late = fleet.start("d1", 4).await;
+    eventually("both clocks are named", async || {
+        late.handles.status.not_ready_because().iter().any(|reason| {
+            ["does not admit this node", "the clock of node `d1` is", "behind that of node `a1`"]
+                .iter()
+                .all(|part| reason.contains(part))
+        })
+    })
+    .await;
+    nodes.push(late);
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn one_seed_of_another_mesh_key_stops_nobody() {
     let mut strangers = TestFleet::new();
     let stranger = strangers.start_all(&[("x1", 9)]).await;
@@ -41,8 +70,22 @@ async fn one_seed_of_another_mesh_key_stops_nobody() {
     nodes.push(fleet.start("b1", 2).await);
     // A seed that accepts and says nothing may be a node of ours that is starting.
     let starting = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    fleet.seeds = vec![stranger[0].addr.to_string(), starting.local_addr().unwrap().to_string()];
+    let silent = starting.local_addr().unwrap();
+    fleet.seeds = vec![stranger[0].addr.to_string(), silent.to_string()];
     nodes.push(fleet.start("c1", 3).await);
+    let c1 = nodes[2].handles.status.clone();
+    eventually("why it finds nobody is told", async || {
+        c1.not_ready_because().iter().any(|reason| reason.starts_with("mesh_key_file: wrong mesh key"))
+    })
+    .await;
+    // It was ours after all.
+    drop(starting);
+    let late = fleet.config("d1", 4, silent);
+    nodes.push(fleet.try_start(|_| Config { seeds: Seeds::default(), ..late }, Some(silent)).await.unwrap());
+    eventually("the other mesh key is forgotten", async || {
+        !c1.not_ready_because().iter().any(|reason| reason.contains("mesh key"))
+    })
+    .await;
     nodes.into_iter().chain(stranger).for_each(|node| drop(node.kill()));
 }
 
@@ -88,6 +131,7 @@ async fn a_node_speaks_only_for_itself() {
     assert_eq!(refused.counted(CallRefused::Malformed), 1);
     let caller = Some(v1::Introduction { clock_us: 0, ..b.handles.status.fleet.introduction() });
     let status = fleet_api.join(v1::JoinRequest { caller }).await.expect_err("its clock is off");
+    assert!(status.message().contains("the clock of node `b1` is") && status.message().contains("behind"), "{status}");
     assert_eq!((status.code(), refused.counted(CallRefused::ClockOff)), (tonic::Code::FailedPrecondition, 1));
     assert!(a.cluster().healthy && a.handles.status.raft().term < 99);
     nodes.into_iter().for_each(|node| drop(node.kill()));
