@@ -25,6 +25,8 @@ use tonic::{Request, Response, Status};
 const KEY: [u8; 32] = [0xab; 32];
 const A_1: u64 = 0x0a01;
 const B_1: u64 = 0x0b01;
+/// The way of packets to it is known only in part.
+const UNANSWERED: [u8; 32] = [7; 32];
 
 /// A node of a fleet of two, with one client at `b-1`.
 struct Node;
@@ -207,7 +209,7 @@ impl Operator for Node {
         }))
     }
 
-    async fn trace(&self, _: Request<v1::TraceRequest>) -> Result<Response<v1::TraceResponse>, Status> {
+    async fn trace(&self, request: Request<v1::TraceRequest>) -> Result<Response<v1::TraceResponse>, Status> {
         let hop = |node_id, role: &str, action: &str, next_hop, why: &str| v1::ExplainResponse {
             node_id,
             role: role.to_owned(),
@@ -217,8 +219,14 @@ impl Operator for Node {
             why: why.to_owned(),
             ..Default::default()
         };
-        let hops = vec![hop(A_1, "origin", "forward", B_1, "the only claim"), hop(B_1, "target", "deliver", 0, "own connection")];
-        Ok(Response::new(v1::TraceResponse { hops, delivered: true }))
+        let mut hops =
+            vec![hop(A_1, "origin", "forward", B_1, "the only claim"), hop(B_1, "target", "deliver", 0, "own connection")];
+        if request.get_ref().dst == UNANSWERED.as_slice() {
+            hops.truncate(1);
+            let unanswered = Some(v1::Unanswered { node_id: B_1, why: "no answer in time".to_owned() });
+            return Ok(Response::new(v1::TraceResponse { hops, delivered: false, unanswered }));
+        }
+        Ok(Response::new(v1::TraceResponse { hops, delivered: true, unanswered: None }))
     }
 
     async fn ping(&self, request: Request<v1::PingRequest>) -> Result<Response<v1::PingResponse>, Status> {
@@ -291,7 +299,7 @@ fn stderr(output: &Output) -> &str {
 #[tokio::test]
 async fn tables_are_aligned_and_complete() {
     let (_served, socket) = Served::on_socket();
-    let key = NodePublic::from_bytes(KEY).to_text();
+    let [key, unanswered] = [KEY, UNANSWERED].map(|key| NodePublic::from_bytes(key).to_text());
     let cases: &[(&[&str], &str)] = &[
         (
             &["node", "ls"],
@@ -324,6 +332,12 @@ async fn tables_are_aligned_and_complete() {
              a-1   origin  forward to b-1  the only claim\n\
              b-1   target  deliver         own connection\n\
              delivered: a-1 -> b-1\n",
+        ),
+        (
+            &["trace", &key, &unanswered],
+            "NODE  ROLE    ACTION          WHY\n\
+             a-1   origin  forward to b-1  the only claim\n\
+             not known further: a-1 -> b-1 cannot be asked: no answer in time\n",
         ),
         (&["ping", "b-1"], "b-1 (0000000000000b01) answered in 1.25 ms\n"),
         (&["cluster", "init", "--voters", "a-1"], "fleet f1 existed already, voters a-1\n"),

@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use bytes::{Bytes, BytesMut};
 use causeway_control::identity::{FleetTrust, NodeKey};
 use causeway_control::presence::{OwnerLog, WatchInput};
-use causeway_control::{Alpn, NodeEntry};
+use causeway_control::{Alpn, NodeEntry, PeerChannels, Tracing};
 use causeway_proto::id::{BootId, RegionId};
 use causeway_proto::key::{MeshKey, NodePrivate, NodePublic};
 use causeway_proto::link::frame::{self, Hello, LinkDecoder};
@@ -25,6 +25,7 @@ use crate::forward::DropReason;
 use crate::forward::accounting::{AcceptedFrom, DeliveredTo};
 use crate::pump::lanes::Batch;
 use crate::router::decide::Ingress;
+use crate::router::explain::RoutingService;
 use crate::router::{Router, RouterParts};
 
 const EPOCH: Epoch = Epoch(1);
@@ -252,6 +253,28 @@ async fn a_cut_link_is_passed_by_a_transit_node_until_it_is_back() {
     for node in [&a, &b, &c] {
         node.rests_balanced().await;
     }
+}
+
+#[tokio::test]
+async fn a_way_that_cannot_be_asked_to_its_end_is_told_as_far_as_it_is_known() {
+    let [a, b] = nodes().await;
+    a.meet(&[(b.id, b.addr)]);
+    b.meet(&[(a.id, a.addr)]);
+    let y = key();
+    let _at_b = b.connect(y);
+    a.hear(&b, &[a.id]);
+    a.link_up(b.id).await;
+    // The nodes of this file answer packets, not questions.
+    let routing =
+        RoutingService::new(Arc::clone(&a.router), PeerChannels::new(Arc::clone(&a.tls), a.nodes.subscribe(), Tracing::OFF));
+    let bytes = |key: NodePublic| Bytes::copy_from_slice(key.as_bytes());
+    let question = v1::ExplainRequest { src: bytes(key()), dst: bytes(y), ..Default::default() };
+    let way = routing.explain_from(a.id, question.clone()).await.unwrap();
+    let [hop] = way.hops.as_slice() else { panic!("{way:?}") };
+    assert_eq!((hop.node_id, hop.action.as_str(), hop.next_hop), (a.id.0, "forward", b.id.0));
+    assert!(way.unanswered.is_some_and(|unanswered| unanswered.node_id == b.id.0 && !unanswered.why.is_empty()));
+    let way = routing.explain_from(NodeId(7), question).await.unwrap();
+    assert_eq!((way.hops.len(), way.unanswered.unwrap().node_id), (0, 7));
 }
 
 #[tokio::test]

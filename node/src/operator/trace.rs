@@ -15,6 +15,7 @@ pub(super) async fn trace(parts: &OperatorParts, request: &v1::TraceRequest) -> 
     let origin = claims.iter().find(|claim| claim.is_usable()).map_or(parts.router.own(), |claim| claim.node);
     let question = v1::ExplainRequest { src: request.src.clone(), dst: request.dst.clone(), ..v1::ExplainRequest::default() };
     let routing = RoutingService::new(parts.router.clone(), parts.peers.clone());
-    let hops = routing.explain_from(origin, question).await?.hops;
-    Ok(v1::TraceResponse { delivered: hops.last().is_some_and(|hop| hop.action == "deliver"), hops })
+    let v1::ExplainPath { hops, unanswered } = routing.explain_from(origin, question).await?;
+    let delivered = unanswered.is_none() && hops.last().is_some_and(|hop| hop.action == "deliver");
+    Ok(v1::TraceResponse { delivered, hops, unanswered })
 }

@@ -1,7 +1,6 @@
 //! The gRPC service `Routing`: which way would a packet go from here? The same decisions as for packets, without sending anything. The
 //! question travels as the packet would, so that it gets through wherever the packet does.
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,8 +41,10 @@ impl RoutingService {
 
     /// The way of a packet from node `origin` to its end. An origin without a link from here is asked through a node that hears it.
     ///
+    /// Where a node cannot be asked the way ends, and says so.
+    ///
     /// # Errors
-    /// A malformed question; a node on the way that cannot be asked.
+    /// A malformed question.
     pub async fn explain_from(&self, origin: NodeId, mut question: v1::ExplainRequest) -> Result<v1::ExplainPath, Status> {
         let router = &self.router;
         if origin == router.own() {
@@ -55,7 +56,7 @@ impl RoutingService {
             ask = hears_it.unwrap_or(origin);
         }
         question.at = if ask == origin { 0 } else { origin.0 };
-        self.ask(ask, question).await
+        Ok(self.ask(ask, question).await)
     }
 
     /// This node's step, and what the nodes after it say.
@@ -71,21 +72,29 @@ impl RoutingService {
             question.rank_used = hop.rank_used;
             question.redirects = hop.redirects;
             question.path.push(own.0);
-            way = self.ask(NodeId(hop.next_hop), question).await?;
+            way = self.ask(NodeId(hop.next_hop), question).await;
         }
         way.hops.insert(0, hop);
         Ok(way)
     }
 
-    async fn ask(&self, node: NodeId, question: v1::ExplainRequest) -> Result<v1::ExplainPath, Status> {
-        let unavailable = |why: &dyn Display| Status::unavailable(format!("node {node} cannot be asked: {why}"));
-        let channel = self.peers.channel(node, ChannelUse::Fleet).map_err(|error| unavailable(&error))?;
+    async fn ask(&self, node: NodeId, question: v1::ExplainRequest) -> v1::ExplainPath {
+        let channel = match self.peers.channel(node, ChannelUse::Fleet) {
+            Ok(channel) => channel,
+            Err(error) => return unanswered(node, error.to_string()),
+        };
         let deadline = HOP_DEADLINE * nodes_to_come(&question);
         match tokio::time::timeout(deadline, RoutingClient::new(channel).explain(question)).await {
-            Ok(answer) => answer.map(Response::into_inner).map_err(|status| unavailable(&status.message())),
-            Err(_) => Err(unavailable(&"no answer")),
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => unanswered(node, status.message().to_owned()),
+            Err(_) => unanswered(node, "no answer in time".to_owned()),
         }
     }
+}
+
+/// A way of which nothing is known, because its first node cannot be asked.
+const fn unanswered(node: NodeId, why: String) -> v1::ExplainPath {
+    v1::ExplainPath { hops: Vec::new(), unanswered: Some(v1::Unanswered { node_id: node.0, why }) }
 }
 
 /// How many nodes may be on the way from the one asked on, itself included: fewer with each step, so that who is nearer gives up first.
@@ -104,7 +113,7 @@ impl Routing for RoutingService {
         let way = if at == NodeId(0) || at == self.router.own() {
             self.explain_from_here(question).await?
         } else {
-            self.ask(at, question).await?
+            self.ask(at, question).await
         };
         Ok(Response::new(way))
     }

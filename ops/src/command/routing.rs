@@ -59,6 +59,20 @@ pub struct Trace {
     pub delivered: bool,
     /// The nodes it would pass.
     pub hops: Vec<Hop>,
+    /// The node that could not be asked, if the way beyond the hops is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<Unanswered>,
+}
+
+/// A node on the way that could not be asked.
+#[derive(Debug, Clone, Serialize)]
+pub struct Unanswered {
+    /// Its name.
+    pub node: String,
+    /// 16 hex digits.
+    pub node_id: String,
+    /// What went wrong.
+    pub why: String,
 }
 
 /// One node on the way.
@@ -106,6 +120,11 @@ impl Trace {
             dst: key_text(dst.0.as_bytes()),
             delivered: response.delivered,
             hops: response.hops.into_iter().map(hop).collect(),
+            unanswered: response.unanswered.map(|unanswered| Unanswered {
+                node: names.of(unanswered.node_id),
+                node_id: node_id_text(unanswered.node_id),
+                why: unanswered.why,
+            }),
         })
     }
 
@@ -126,8 +145,14 @@ impl Trace {
             };
             table.row([hop.node.clone(), hop.role.clone(), action, hop.why.clone()]);
         }
-        let verdict = if self.delivered { "delivered" } else { "not delivered" };
-        format!("{table}{verdict}: {}\n", self.path())
+        match &self.unanswered {
+            Some(Unanswered { node, why, .. }) => {
+                let path: String = self.hops.iter().map(|hop| format!("{} -> ", hop.node)).collect();
+                format!("{table}not known further: {path}{node} cannot be asked: {why}\n")
+            }
+            None if self.delivered => format!("{table}delivered: {}\n", self.path()),
+            None => format!("{table}not delivered: {}\n", self.path()),
+        }
     }
 }
 

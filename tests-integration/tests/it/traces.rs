@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use causeway_tests_integration::client::{SETTLE, TestClient};
-use causeway_tests_integration::cluster::Cluster;
+use causeway_tests_integration::cluster::{Cluster, wait_for};
 use causeway_tests_integration::logs::Expected;
+use causeway_tests_integration::proxy::MeshProxies;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -72,9 +73,9 @@ impl Exports {
         Ok(Self { settings: [endpoint, "otlp.sample_ratio=1.0".to_owned()], received, server })
     }
 
-    async fn cluster(&self) -> anyhow::Result<Cluster> {
+    async fn cluster(&self, regions: u32) -> anyhow::Result<Cluster> {
         let [endpoint, ratio] = &self.settings;
-        Cluster::start(2, 1, &[endpoint, ratio]).await
+        Cluster::start(regions, 1, &[endpoint, ratio]).await
     }
 
     /// Takes in exports until `found` is in them; `None` if it never is.
@@ -98,7 +99,7 @@ impl Exports {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hops_of_a_forwarded_packet_are_one_trace() -> anyhow::Result<()> {
     let mut exports = Exports::collect().await?;
-    let cluster = exports.cluster().await?;
+    let cluster = exports.cluster(2).await?;
     let alice = TestClient::connect(&cluster, "a-1").await?;
     let mut bob = TestClient::connect(&cluster, "b-1").await?;
     tokio::time::sleep(SETTLE).await;
@@ -124,9 +125,44 @@ async fn the_hops_of_a_forwarded_packet_are_one_trace() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_node_that_passes_a_packet_on_is_in_its_trace() -> anyhow::Result<()> {
+    let mut exports = Exports::collect().await?;
+    let cluster = exports.cluster(3).await?;
+    let proxies = MeshProxies::interpose(&cluster).await?;
+    let alice = TestClient::connect(&cluster, "a-1").await?;
+    let mut bob = TestClient::connect(&cluster, "b-1").await?;
+    proxies.cut("a-1", "b-1").await;
+    // Until both ends know, packets on the cut link may be lost.
+    wait_for("a packet to find its way round the cut link", Duration::from_secs(10), async || {
+        alice.send(bob.key(), b"round").await?;
+        Ok(bob.packet_within(Duration::from_millis(200)).await?.map(drop))
+    })
+    .await?;
+
+    let all = exports.until(|traces| {
+        traces.values().find_map(|hops| {
+            let find = |name: &str| hops.iter().find(|hop| hop.span.name == name);
+            let (origin, transit, target) = (find("origin")?, find("transit")?, find("target")?);
+            let nodes = [origin, transit, target].map(|hop| hop.node.as_str());
+            assert_eq!(nodes, ["a-1", "c-1", "b-1"]);
+            assert_eq!(transit.span.parent_span_id, origin.span.span_id, "the transit node follows the origin");
+            assert_eq!(target.span.parent_span_id, transit.span.span_id, "the target follows the transit node");
+            Some(())
+        })
+    });
+    all.await.expect("origin, transit and target in one trace");
+    proxies.mend().await;
+    cluster.wait_healthy("a-1", Duration::from_secs(20)).await?;
+    drop((alice, bob));
+    cluster.finish(&["a-1", "b-1", "c-1"], &Expected::default()).await?;
+    exports.server.abort();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_login_proposed_by_a_follower_is_one_trace_with_the_leader() -> anyhow::Result<()> {
     let mut exports = Exports::collect().await?;
-    let cluster = exports.cluster().await?;
+    let cluster = exports.cluster(2).await?;
     let before = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
     // One of the two nodes does not lead.
     let clients = (TestClient::connect(&cluster, "a-1").await?, TestClient::connect(&cluster, "b-1").await?);
