@@ -5,6 +5,7 @@ pub(crate) mod fleet_state;
 mod log;
 pub(crate) mod network;
 mod snapshot;
+mod snapshot_due;
 pub(crate) mod state_machine;
 pub(crate) mod types;
 
@@ -29,9 +30,10 @@ use crate::config::RaftProfile;
 use crate::peers::PeerChannels;
 use crate::presence::PresenceView;
 use crate::refusals::CallsRefused;
-use log::{Appended, DiskLog};
+use log::DiskLog;
 use network::{IsNewest, Network, RaftService};
 use snapshot::SnapshotStore;
+use snapshot_due::SnapshotDue;
 use state_machine::StateMachine;
 use types::{Command, Reply, TypeConfig};
 
@@ -356,22 +358,14 @@ impl Consensus {
 
     /// Takes a snapshot whenever more than `bytes_min`, or the last snapshot's size, was appended since the last one.
     pub(crate) async fn take_snapshots(self, bytes_min: u64, check_interval: Duration, cancel: CancellationToken) {
-        let mut covered_bytes = 0;
-        let mut due: Option<Appended> = None;
+        let mut due = SnapshotDue::default();
         let mut ticks = tokio::time::interval(check_interval);
         while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
-            let appended = self.log.appended();
-            if due.is_none() && appended.bytes - covered_bytes > bytes_min.max(self.snapshots.size()) {
-                due = Some(appended);
-            }
-            let Some(end) = due else { continue };
             let metrics = self.metrics();
-            let reached = |id: Option<types::LogId>| id.is_some_and(|id| id.index >= end.index);
-            if reached(metrics.snapshot) {
-                (covered_bytes, due) = (end.bytes, None);
-            // A snapshot holds what is applied, which comes later than appended. A wish is not heeded while one is being built: the
-            // next round repeats it.
-            } else if reached(metrics.last_applied) && self.snapshot().await.is_err() {
+            let index = |id: Option<types::LogId>| id.map_or(0, |id| id.index);
+            let (applied, snapshot) = (index(metrics.last_applied), index(metrics.snapshot));
+            let bytes_max = bytes_min.max(self.snapshots.size());
+            if due.is_to_be_taken(self.log.appended(), bytes_max, applied, snapshot) && self.snapshot().await.is_err() {
                 return;
             }
         }

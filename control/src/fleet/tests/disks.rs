@@ -68,32 +68,6 @@ async fn a_long_log_is_followed_by_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_snapshot_waits_for_what_is_appended_and_not_committed_yet() {
-    let mut fleet = TestFleet::new();
-    let mut nodes = fleet.start_all(&[("a1", 1), ("b1", 2), ("c1", 3)]).await;
-    nodes[0].handles.admin.init_cluster(init(3)).await.unwrap();
-    all_healthy(&nodes).await;
-    let leader = nodes.iter().position(|node| node.handles.status.raft().state == "leader").unwrap();
-    nodes.swap(0, leader);
-    let killed: Vec<Killed> = nodes.drain(1..).map(TestNode::kill).collect();
-    let status = nodes[0].handles.status.clone();
-    let before = status.raft().last_log_index;
-    (0..=255).for_each(|n| nodes[0].claim(key(n)));
-    eventually("appended claims", async || status.raft().last_log_index > before).await;
-    let appended = status.raft().last_log_index;
-    let cancel = CancellationToken::new();
-    let snapshots = status.fleet.consensus.clone().take_snapshots(8 << 10, Duration::from_millis(10), cancel.clone());
-    let snapshots = nodes[0].runtime.spawn(snapshots);
-    for killed in killed {
-        nodes.push(fleet.restart(killed).await);
-    }
-    eventually("a snapshot of them", async || status.raft().snapshot_index >= appended).await;
-    cancel.cancel();
-    snapshots.await.unwrap();
-    nodes.into_iter().for_each(|node| drop(node.kill()));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_log_that_ends_early_is_repaired_by_the_leader() {
     let mut fleet = TestFleet::new();
     let mut nodes = fleet.start_all(&[("a1", 1), ("b1", 2), ("c1", 3), ("d1", 4)]).await;
