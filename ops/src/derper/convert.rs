@@ -266,7 +266,7 @@ impl Work<'_> {
         self.set("tls.acme.directory", directory);
         self.set("tls.acme.domains", vec![host.to_owned()]);
         if let Some(email) = email {
-            self.set("tls.acme.contact", vec![format!("mailto:{email}")]);
+            self.set("tls.acme.contact", email);
         }
         if let (Some(kid), Some(key)) = (kid, key) {
             self.set("tls.acme.eab_kid", kid);
@@ -278,11 +278,23 @@ impl Work<'_> {
             self.kept(name, "tls.acme");
         }
         self.unused("certdir", "another cache format: the node asks for a certificate of its own at its first start");
-        if ip_certs {
+        let is_address = host.parse::<IpAddr>().is_ok();
+        if ip_certs && is_address {
+            self.set("tls.acme.profile", "shortlived");
+            self.kept("acme-ip-certs", "tls.acme.domains, tls.acme.profile");
+        } else if ip_certs {
             self.differs(
                 "-acme-ip-certs",
-                "certificates for addresses are not asked for by ACME: use tls.self_signed and its pin",
+                "only a certificate for -hostname is asked for: add the addresses to tls.acme.domains",
             );
+        }
+        // TLS-ALPN-01 comes by port 443, and is not for addresses.
+        let (_, port) = split_listen(self.flags.text("a"))?;
+        if is_address || port != 443 {
+            self.set("tls.acme.challenge", "http-01");
+            if self.flags.text("http-port") != "80" {
+                self.differs("-certmode", "tls.acme.challenge is http-01: port 80 must reach derp.plain_http_listen");
+            }
         }
         Ok(())
     }

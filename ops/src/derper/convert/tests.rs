@@ -98,7 +98,7 @@ fn a_plain_server_keeps_its_ports_certificate_and_key() {
 #[test]
 fn every_flag_that_has_a_field_sets_it() {
     let machine = Machine::new();
-    let cases: [(&[&str], &str, &str); 31] = [
+    let cases: [(&[&str], &str, &str); 34] = [
         (&["-a", "192.0.2.1:8443"], "derp.listen", "\"192.0.2.1:8443\""),
         (&["-a", "192.0.2.1:8443"], "stun.listen", "\"192.0.2.1:3478\""),
         (&["-a", "[2001:db8::1]:https"], "derp.listen", "\"[2001:db8::1]:443\""),
@@ -109,7 +109,10 @@ fn every_flag_that_has_a_field_sets_it() {
         (&["--stun-port", "3479"], "stun.listen", "\"[::]:3479\""),
         (&["-certmode", "letsencrypt"], "tls.acme.domains", "[\"relay.test\"]"),
         (&["-certmode", "letsencrypt"], "tls.acme.directory", "\"https://acme-v02.api.letsencrypt.org/directory\""),
-        (&["-certmode", "letsencrypt", "-acme-email", "a@b.c"], "tls.acme.contact", "[\"mailto:a@b.c\"]"),
+        (&["-certmode", "letsencrypt", "-acme-email", "a@b.c"], "tls.acme.contact", "\"a@b.c\""),
+        (&["-certmode", "letsencrypt"], "tls.acme.challenge", ""),
+        (&["-certmode", "letsencrypt", "-hostname", "192.0.2.7", "-acme-ip-certs"], "tls.acme.challenge", "\"http-01\""),
+        (&["-certmode", "letsencrypt", "-hostname", "192.0.2.7", "-acme-ip-certs"], "tls.acme.profile", "\"shortlived\""),
         (
             &["-certmode", "gcp", "-acme-email", "a@b.c", "-acme-eab-kid", "k", "-acme-eab-key", "s"],
             "tls.acme.directory",
