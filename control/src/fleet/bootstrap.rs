@@ -122,6 +122,7 @@ pub(crate) async fn init_cluster(fleet: &Fleet, request: v1::InitClusterRequest)
         other => return Err(AdminError::Invalid(format!("join_policy `{other}`: must be `open` or `closed`"))),
     };
     if let Some(formed) = already_formed(fleet) {
+        grow(fleet, v1::GrowFleet { join_closed, operator_ca_der: request.operator_ca_der }).await?;
         return Ok(formed);
     }
     let wait = Duration::from_millis(request.wait_ms).min(WAIT_MAX);
@@ -157,6 +158,24 @@ pub(crate) async fn init_cluster(fleet: &Fleet, request: v1::InitClusterRequest)
     let begun = voters.iter().find(|voter| seen.get(voter).is_some_and(|answer| !answer.pristine));
     let first = begun.or_else(|| voters.first()).copied().unwrap_or(fleet.own.id());
     ask_to_form(fleet, first, form).await
+}
+
+/// A node that was standalone formed its fleet by itself, closed and without operators: now it takes what the operator says.
+async fn grow(fleet: &Fleet, settings: v1::GrowFleet) -> Result<(), AdminError> {
+    let deadline = tokio::time::Instant::now() + FORM_TIMEOUT;
+    while fleet.consensus.machine().read(|state| state.fleet.can_grow(&settings)) {
+        match fleet.consensus.propose(Command::new(v1::raft_command::Command::GrowFleet(settings.clone()))).await {
+            // Refused: another node came in meanwhile.
+            Ok(_) => return Ok(()),
+            Err(error @ NotDone::Stopped(_)) => return Err(AdminError::Unavailable(error.to_string())),
+            // After a start it takes a moment until the node leads itself.
+            Err(NotDone::Forward(_) | NotDone::TimedOut) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(LEADER_POLL).await;
+            }
+            Err(error) => return Err(AdminError::TimedOut(format!("the fleet of one was not opened in time: {error}"))),
+        }
+    }
+    Ok(())
 }
 
 fn already_formed(fleet: &Fleet) -> Option<v1::InitClusterResponse> {

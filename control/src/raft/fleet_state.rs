@@ -76,6 +76,25 @@ impl FleetState {
         Reply::Applied { seq: 0 }
     }
 
+    /// Whether these settings would change anything of a fleet that has no other node yet.
+    pub(crate) fn can_grow(&self, grow: &v1::GrowFleet) -> bool {
+        let changes = self.join_closed != grow.join_closed
+            || (!grow.operator_ca_der.is_empty() && self.operator_ca != grow.operator_ca_der);
+        !self.fleet_id.is_empty() && self.nodes.len() == 1 && self.evicted.is_empty() && changes
+    }
+
+    /// Takes the settings of a fleet that is no longer alone.
+    pub(crate) fn grow(&mut self, command: &v1::GrowFleet) -> Reply {
+        if !self.can_grow(command) {
+            return Reply::Refused("only a fleet of one takes other settings".to_owned());
+        }
+        self.join_closed = command.join_closed;
+        if !command.operator_ca_der.is_empty() {
+            self.operator_ca = command.operator_ca_der.clone();
+        }
+        Reply::Applied { seq: 0 }
+    }
+
     /// Admits a node or replaces its record. `is_fenced` tells dead nodes, whose name may be taken over.
     pub(crate) fn put_node(&mut self, record: &v1::NodeRecord, is_fenced: impl Fn(NodeId) -> bool) -> Reply {
         let id = match check_record(record) {
@@ -196,6 +215,18 @@ mod tests {
         let mut closed = formed(true);
         assert!(refused(&closed.put_node(&sample_record("b1", 2), |_| false), "closed"));
         assert_eq!(closed.put_node(&sample_record("a1", 1), |_| false), Reply::Applied { seq: 0 });
+    }
+
+    #[test]
+    fn a_fleet_of_one_takes_new_settings_until_another_node_is_in() {
+        let mut state = formed(true);
+        let grow = v1::GrowFleet { join_closed: false, operator_ca_der: Bytes::from_static(b"ca") };
+        assert_eq!(state.grow(&grow), Reply::Applied { seq: 0 });
+        assert_eq!((state.join_closed, &state.operator_ca[..]), (false, &b"ca"[..]));
+        assert!(!state.can_grow(&v1::GrowFleet::default()), "no CA named, none lost");
+        assert_eq!(state.put_node(&sample_record("b1", 2), |_| false), Reply::Applied { seq: 0 });
+        assert!(refused(&state.grow(&v1::GrowFleet { join_closed: true, ..Default::default() }), "fleet of one"));
+        assert!(!FleetState::default().can_grow(&grow), "nothing is formed");
     }
 
     #[test]

@@ -133,6 +133,10 @@ fn apply_command(state: &mut Replicated, command: &Command, events: &mut Vec<Tab
             let Replicated { fleet, table, .. } = state;
             fleet.put_node(&record, |node| table.owner(node).is_some_and(presence::table::TableOwner::is_fenced))
         }
+        Kind::GrowFleet(grow) => {
+            *fleet_changed = true;
+            state.fleet.grow(&grow)
+        }
         Kind::EvictNode(evict) => {
             *fleet_changed = true;
             let node = NodeId(evict.node_id);

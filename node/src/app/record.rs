@@ -43,13 +43,13 @@ pub(super) fn node_record(config: &Config, bound: &Bound, derp_public_key: &Node
     }
 }
 
-/// Where peers dial this node; empty if it has no mesh port.
+/// Where peers dial this node; port 0 if it has no mesh port, because it stands alone.
 fn mesh_addr(advertise: &Advertise, bound: &Bound) -> String {
-    let Some(mesh) = bound.mesh else { return String::new() };
     let host = match advertise.ipv4.as_str() {
         "" | "none" => &advertise.host_name,
         ipv4 => ipv4,
     };
+    let Some(mesh) = bound.mesh else { return format!("{host}:0") };
     advertise.mesh.clone().unwrap_or_else(|| format!("{host}:{}", mesh.port()))
 }
 

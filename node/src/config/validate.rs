@@ -209,8 +209,10 @@ impl Check {
     }
 
     fn mesh(&mut self, file: &FileConfig) -> Mesh {
-        let listen = self.optional_address("mesh.listen", &file.mesh.listen);
-        if listen.is_none() && !file.standalone {
+        // Without a mesh key nobody can come in: a standalone node needs no port for it.
+        let alone = file.standalone && file.mesh_key_file.is_empty();
+        let listen = self.optional_address("mesh.listen", &file.mesh.listen).filter(|_| !alone);
+        if file.mesh.listen.is_empty() && !file.standalone {
             self.wrong("mesh.listen", "may only be empty in a standalone node: wanted ADDRESS:PORT");
         }
         self.range("mesh.stripes", u64::from(file.mesh.stripes), 1, 16);

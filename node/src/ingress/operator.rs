@@ -64,6 +64,9 @@ const BACKLOG: i32 = 64;
 /// Longest path a Unix socket can have.
 const SOCKET_PATH_LEN_MAX: usize = 107;
 
+/// The log target of what operators change, or try to.
+pub const AUDIT_TARGET: &str = "audit";
+
 /// The label of these doors in metrics.
 pub const LABEL: &str = "operator";
 
@@ -173,7 +176,10 @@ impl OperatorSocket {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => door.take(Box::new(stream), Role::Operator).await,
+                Ok((stream, _)) => {
+                    let who = who_by_socket(&stream);
+                    door.take(Box::new(stream), Role::Operator, who).await;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept on the operator socket");
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -254,12 +260,12 @@ impl OperatorDoor {
         (Arc::new(door), run)
     }
 
-    async fn take(&self, stream: Box<dyn Stream>, role: Role) {
+    async fn take(&self, stream: Box<dyn Stream>, role: Role, who: String) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return self.metrics.refused(LABEL, "total");
         };
         let local = stream.is_local();
-        let connection = Connection { stream, caller: Caller { role, local }, _place: place };
+        let connection = Connection { stream, caller: Caller { role, local, who: who.into() }, _place: place };
         if self.connections.send(Ok(connection)).await.is_err() {
             self.metrics.refused(LABEL, "shutdown");
         }
@@ -274,7 +280,9 @@ impl OperatorDoor {
         let handshake = TlsAcceptor::from(Arc::new(config)).accept(socket);
         match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
             Ok(Ok(stream)) => match role_of(&stream) {
-                Some(role) => self.take(Box::new(stream), role).await,
+                Some((role, name)) => {
+                    self.take(Box::new(stream), role, format!("certificate {name:?} from {remote}")).await;
+                }
                 None => self.metrics.refused(LABEL, "no_role"),
             },
             Ok(Err(error)) => {
@@ -347,17 +355,26 @@ fn server_config(
     Ok(config)
 }
 
-fn role_of(stream: &TlsStream<TcpStream>) -> Option<Role> {
+/// The account at the other end of the Unix socket.
+fn who_by_socket(stream: &UnixStream) -> String {
+    match stream.peer_cred() {
+        Ok(peer) => format!("uid {}", peer.uid()),
+        Err(error) => format!("unknown on the socket ({error})"),
+    }
+}
+
+fn role_of(stream: &TlsStream<TcpStream>) -> Option<(Role, String)> {
     let certificate = stream.get_ref().1.peer_certificates()?.first()?;
     role_in(certificate)
 }
 
-/// The one Organization of an operator's certificate.
-fn role_in(certificate: &CertificateDer<'_>) -> Option<Role> {
+/// What the one Organization of an operator's certificate allows, and whose it is.
+fn role_in(certificate: &CertificateDer<'_>) -> Option<(Role, String)> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let mut organizations = certificate.subject().iter_organization();
     let role = Role::of_organization(organizations.next()?.as_str().ok()?);
-    role.filter(|_| organizations.next().is_none())
+    let name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default();
+    role.filter(|_| organizations.next().is_none()).map(|role| (role, name.to_owned()))
 }
 
 fn now() -> Instant {
@@ -365,12 +382,23 @@ fn now() -> Instant {
 }
 
 /// Who calls, as every request's extensions tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// What they may do.
     pub role: Role,
     /// By the Unix socket.
     pub local: bool,
+    /// The account of this machine, or the certificate's name and where it comes from; for the audit log.
+    pub who: Arc<str>,
+}
+
+impl Caller {
+    /// Who sent a request; every request of these doors has a caller.
+    #[must_use]
+    pub fn of<T>(request: &tonic::Request<T>) -> Self {
+        let unknown = || Self { role: Role::Viewer, local: false, who: "unknown".into() };
+        request.extensions().get::<Self>().cloned().unwrap_or_else(unknown)
+    }
 }
 
 /// A byte stream of either door.
@@ -400,7 +428,7 @@ impl Connected for Connection {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
-        self.caller
+        self.caller.clone()
     }
 }
 
@@ -459,7 +487,10 @@ impl<S> Authorize<S> {
         }
         match role_needed(method) {
             Some(needed) if caller.role >= needed => None,
-            Some(_) => Some(Status::permission_denied(format!("{method} needs a certificate with the role operator"))),
+            Some(_) => {
+                tracing::info!(target: AUDIT_TARGET, who = %caller.who, action = method, result = "denied", "an operator's action");
+                Some(Status::permission_denied(format!("{method} needs a certificate with the role operator")))
+            }
             None => Some(Status::permission_denied(format!("{method} cannot be called on this port"))),
         }
     }
@@ -523,7 +554,11 @@ mod tests {
             for organization in organizations {
                 params.distinguished_name.push(DnType::OrganizationName, *organization);
             }
-            role_in(params.self_signed(&KeyPair::generate().unwrap()).unwrap().der())
+            let role = role_in(params.self_signed(&KeyPair::generate().unwrap()).unwrap().der());
+            role.map(|(role, name)| {
+                assert_eq!(name, "operator");
+                role
+            })
         };
         assert_eq!(role(&["viewer"]), Some(Role::Viewer));
         assert_eq!(role(&["operator"]), Some(Role::Operator));

@@ -1,5 +1,6 @@
 //! The `Operator` service: what operators ask of this node, answered from the control plane, the router and the clients here.
 
+mod audit;
 mod presence;
 mod trace;
 
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use causeway_control::presence::PresenceView;
-use causeway_control::{Admin, presence::view::OwnerStatus};
+use causeway_control::{Admin, AdminError, presence::view::OwnerStatus};
 use causeway_control::{Handles, MeshTls, NodeSet, PeerChannels, Status as ControlStatus};
 use causeway_rpc::convert::presence_key;
 use causeway_rpc::v1;
@@ -22,6 +23,7 @@ use tonic_health::ServingStatus;
 
 use crate::clients::Registry;
 use crate::ingress::http::Site;
+use crate::ingress::operator::Caller;
 use crate::lifecycle::clock::wall_clock_us;
 use crate::mesh::{LinkStatus, Mesh};
 use crate::router::Router;
@@ -123,6 +125,11 @@ impl OperatorService {
     }
 }
 
+fn standalone() -> AdminError {
+    let message = "this node is `standalone`, a fleet of one that no other node joins: how it grows stands in docs/operations/standalone.md";
+    AdminError::Invalid(message.to_owned())
+}
+
 fn peer_status(record: &v1::NodeRecord, owner: Option<&OwnerStatus>, link: Option<&LinkStatus>, now: Instant) -> v1::PeerStatus {
     let heard = owner.and_then(|owner| owner.last_heard);
     v1::PeerStatus {
@@ -169,15 +176,19 @@ impl Operator for OperatorService {
     }
 
     async fn init_cluster(&self, request: Request<v1::InitClusterRequest>) -> Result<Response<v1::InitClusterResponse>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        tracing::info!(voters = ?request.voters, join_policy = %request.join_policy, "an operator forms the fleet");
-        Ok(Response::new(self.parts.admin.init_cluster(request).await?))
+        let done = if self.parts.standalone { Err(standalone()) } else { self.parts.admin.init_cluster(request.clone()).await };
+        let operator_ca = if request.operator_ca_der.is_empty() { "none" } else { "given" };
+        let details = format!("voters={:?} join_policy={:?} operator_ca={operator_ca}", request.voters, request.join_policy);
+        Ok(Response::new(audit::record(&caller, "init_cluster", &details, done)?))
     }
 
     async fn evict_node(&self, request: Request<v1::EvictNodeRequest>) -> Result<Response<v1::EvictNodeResponse>, Status> {
+        let caller = Caller::of(&request);
         let node = request.into_inner().node;
-        tracing::info!(node, "an operator evicts a node");
-        let evicted = self.parts.admin.evict(&node).await?;
+        let done = self.parts.admin.evict(&node).await;
+        let evicted = audit::record(&caller, "evict_node", &format!("node={node:?}"), done)?;
         Ok(Response::new(v1::EvictNodeResponse { node_id: evicted.0 }))
     }
 

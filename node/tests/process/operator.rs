@@ -105,6 +105,21 @@ async fn roles_decide_on_the_tls_port_and_strangers_get_nothing() {
     let mut stranger = over_tls(&node, OperatorCa::new().client("operator", &fleet_ca));
     assert!(stranger.list_nodes(v1::ListNodesRequest {}).await.is_err());
     node.until_metric("causeway_ingress_refused_connections_total", |refused| refused >= 2.0).await;
+
+    // What was changed, or tried, is in the audit log: by the socket, by a viewer who may not, by an operator.
+    let log = node.log();
+    let audit: Vec<&str> = log.lines().filter(|line| line.contains(" audit: ")).collect();
+    let uid = format!("uid {}", rustix::process::getuid().as_raw());
+    let wanted = [
+        [uid.as_str(), "init_cluster", "done", "operator_ca=given"],
+        ["certificate \"somebody\" from 127.0.0.1", "InitCluster", "denied", "audit"],
+        ["certificate \"somebody\" from 127.0.0.1", "init_cluster", "done", "operator_ca=given"],
+    ];
+    assert_eq!(audit.len(), wanted.len(), "{audit:#?}");
+    for (line, words) in audit.iter().zip(wanted) {
+        let line = line.replace("\\\"", "\"");
+        assert!(words.iter().all(|word| line.contains(word)), "{words:?}: {line}");
+    }
     node.stop().await;
 }
 

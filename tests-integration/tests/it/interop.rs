@@ -11,7 +11,7 @@ use causeway_tests_integration::logs::Expected;
 use causeway_tests_integration::programs::repository;
 
 /// Builds the scenario runner; `None` where Go is missing.
-fn derp_go(into: &std::path::Path) -> anyhow::Result<Option<PathBuf>> {
+pub(crate) fn derp_go(into: &std::path::Path) -> anyhow::Result<Option<PathBuf>> {
     if Command::new("go").arg("version").output().is_err() {
         println!("skipped: go is not installed");
         return Ok(None);

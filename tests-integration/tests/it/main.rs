@@ -15,6 +15,7 @@ mod machine_faults;
 mod mesh;
 mod operator;
 mod presence;
+mod standalone;
 mod startup_errors;
 mod stun;
 mod terraform;

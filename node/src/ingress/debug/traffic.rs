@@ -64,3 +64,40 @@ impl TrafficPage {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Instant;
+
+    use causeway_proto::key::NodePublic;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::DebugPages;
+    use crate::clients::{ClientFacts, Registration};
+    use crate::telemetry::exporter::{Exporter, registry};
+
+    fn connect(pages: &DebugPages, key: u8, is_mesh_peer: bool) -> Registration {
+        let (key, remote) = (NodePublic::from_bytes([key; 32]), SocketAddr::from(([192, 0, 2, 1], 1)));
+        let facts = ClientFacts { key, remote, is_mesh_peer, is_prober: false, is_not_ideal: false, can_ack_pings: false };
+        pages.parts.registry.register(facts, CancellationToken::new(), Instant::now()).expect("room")
+    }
+
+    #[test]
+    fn a_round_has_the_clients_that_moved_bytes_since_the_last() {
+        let pages = DebugPages::idle(Exporter::new(registry()));
+        let mut page = pages.traffic();
+        let (busy, idle, derper) = (connect(&pages, 1, false), connect(&pages, 2, false), connect(&pages, 3, true));
+        assert_eq!(page.round(), "\n");
+        let key = format!("nodekey:{}", "01".repeat(32));
+        busy.connection().traffic().note_received(37);
+        derper.connection().traffic().note_sent(5);
+        assert_eq!(page.round(), format!("{{\"Sent\":0,\"Recv\":37,\"Key\":\"{key}\"}}\n\n"));
+        assert_eq!(page.round(), "\n");
+        busy.connection().traffic().note_sent(100);
+        busy.connection().traffic().note_sender(&NodePublic::from_bytes([9; 32]));
+        assert_eq!(page.round(), format!("{{\"Sent\":100,\"Recv\":37,\"Key\":\"{key}\",\"UniqueSenders\":1}}\n\n"));
+        drop((busy, idle));
+        assert_eq!(page.round(), "\n");
+    }
+}
