@@ -1,7 +1,9 @@
 //! The one wiring file: what a node is made of, in the order in which it starts.
 
+mod limits;
 mod listeners;
 mod record;
+mod reload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,9 +16,10 @@ use causeway_rpc::v1;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio_rustls::TlsAcceptor;
 
-use crate::admission::Open;
-use crate::clients::{self, ClientLimits, Registry, RegistryParts};
-use crate::config::{Config, SHUTDOWN_DEADLINE};
+use crate::admission::{self, Policy};
+use crate::clients::{self, Registry, RegistryParts};
+use crate::config::metrics::ConfigMetrics;
+use crate::config::{Config, SHUTDOWN_DEADLINE, Source};
 use crate::forward::PacketForwarder;
 use crate::forward::links::NodeLinks;
 use crate::ingress::debug::{DebugPages, DebugParts};
@@ -30,25 +33,26 @@ use crate::ingress::server_key::server_key;
 use crate::ingress::tls::ServerCertificate;
 use crate::lifecycle::clock::wall_clock;
 use crate::lifecycle::health::Health;
+use crate::lifecycle::leash;
 use crate::lifecycle::ready_file::{self, Ready, ReadyFile};
 use crate::lifecycle::runtimes::Runtimes;
-use crate::lifecycle::shutdown::Signals;
+use crate::lifecycle::shutdown::{Signals, Wanted};
 use crate::lifecycle::tasks::Tasks;
-use crate::lifecycle::{descriptors, leash};
-use crate::limits::bucket::Rate;
-use crate::limits::connections::{ConnectionGate, ConnectionLimits};
+use crate::limits::connections::ConnectionGate;
 use crate::mesh::{Mesh, MeshParts};
 use crate::operator::{OperatorParts, OperatorService, PacketParts};
 use crate::pump::PacketSpawner;
-use crate::pump::lanes::{LaneLimits, MemoryBudget, PumpShared};
+use crate::pump::lanes::{MemoryBudget, PumpShared};
 use crate::router::explain::RoutingService;
 use crate::router::metrics::PacketBooks;
 use crate::router::{Router, RouterParts};
 use crate::telemetry::exporter::{Exporter, registry};
 use crate::telemetry::grpc::TraceLayer;
+use crate::telemetry::logs::{self, LogFilter};
+use crate::telemetry::process;
 use crate::telemetry::traces::{Traces, sample};
-use crate::telemetry::{logs, process};
 use listeners::Listeners;
+use reload::Reloader;
 
 /// What the command line adds to the configuration.
 #[derive(Debug, Clone, Default)]
@@ -65,23 +69,23 @@ pub struct Options {
 ///
 /// # Errors
 /// It cannot start, or must stop; nothing is left half started.
-pub fn run(config: Config, options: &Options) -> anyhow::Result<()> {
+pub fn run(config: Config, source: Source, options: &Options) -> anyhow::Result<()> {
     let runtimes =
         Runtimes::start(config.control_threads, config.packet_threads).context("cannot start the runtimes' threads")?;
-    let ended = runtimes.block_on(supervise(config, options, &runtimes));
+    let ended = runtimes.block_on(supervise(config, source, options, &runtimes));
     runtimes.stop();
     ended
 }
 
 /// Telemetry around the node's life.
-async fn supervise(config: Config, options: &Options, runtimes: &Runtimes) -> anyhow::Result<()> {
+async fn supervise(config: Config, source: Source, options: &Options, runtimes: &Runtimes) -> anyhow::Result<()> {
     let traces = config.otlp.as_ref().map(|otlp| Traces::start(otlp, &config.name, &config.region.code)).transpose()?;
-    logs::init(&config.log_filter, config.log_format, traces.as_ref())?;
+    let log_filter = logs::init(&config.log_filter, config.log_format, traces.as_ref())?;
     process::count_panics();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.name, config = %options.effective, "starting");
 
     let tasks = Tasks::default();
-    let ended = live(config, options, runtimes, &tasks).await;
+    let ended = live(config, (source, log_filter), options, runtimes, &tasks).await;
     if let Err(left) = tasks.end(SHUTDOWN_DEADLINE).await {
         tracing::warn!(%left, "shutdown was cut short");
     }
@@ -92,7 +96,13 @@ async fn supervise(config: Config, options: &Options, runtimes: &Runtimes) -> an
 }
 
 /// From the first listener to the signal that ends it all.
-async fn live(config: Config, options: &Options, runtimes: &Runtimes, tasks: &Tasks) -> anyhow::Result<()> {
+async fn live(
+    config: Config,
+    (source, log_filter): (Source, LogFilter),
+    options: &Options,
+    runtimes: &Runtimes,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let leash = options.leash.as_deref().map(leash::watch).transpose()?;
     if let Some(path) = &options.ready_file {
@@ -103,6 +113,14 @@ async fn live(config: Config, options: &Options, runtimes: &Runtimes, tasks: &Ta
     let mut node = start(&config, listeners, metrics, runtimes, tasks).await?;
     let _ready_file = options.ready_file.as_ref().map(|path| ReadyFile::write(path, &node.ready)).transpose()?;
     tracing::info!(ready = ?node.ready, "serving");
+    let mut reloader = Reloader {
+        source,
+        doors: Arc::clone(&node.doors),
+        clients: Arc::clone(&node.clients),
+        admission: Arc::clone(&node.admission),
+        log_filter,
+        metrics: node.config_metrics.clone(),
+    };
 
     let leash_released = async {
         match &leash {
@@ -110,10 +128,22 @@ async fn live(config: Config, options: &Options, runtimes: &Runtimes, tasks: &Ta
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
-        signal = signals.next() => tracing::info!(signal, "shutting down"),
-        () = leash_released => tracing::info!("shutting down: nobody holds the leash any more"),
-        fatal = fatal(&mut node.control) => return Err(fatal.into()),
+    let mut leash_released = std::pin::pin!(leash_released);
+    loop {
+        tokio::select! {
+            wanted = signals.next() => match wanted {
+                Wanted::Reload => reloader.reload(),
+                Wanted::End(signal) => {
+                    tracing::info!(signal, "shutting down");
+                    break;
+                }
+            },
+            () = &mut leash_released => {
+                tracing::info!("shutting down: nobody holds the leash any more");
+                break;
+            }
+            fatal = fatal(&mut node.control) => return Err(fatal.into()),
+        }
     }
     node.clients.tell_restarting().await;
     Ok(())
@@ -136,6 +166,9 @@ async fn fatal(control: &mut Handles) -> causeway_control::Fatal {
 struct Node {
     control: Handles,
     clients: Arc<Registry>,
+    admission: Arc<Policy>,
+    doors: Arc<Doors>,
+    config_metrics: ConfigMetrics,
     ready: Ready,
 }
 
@@ -159,13 +192,15 @@ async fn start(
 
     // Packet path.
     let packets = PacketPath::start(config, &control, runtimes, tasks);
-    let derp = derp_server(config, server_key, &packets, tasks);
+    let admission = start_admission(config, &packets.registry, runtimes, tasks);
+    let derp = derp_server(config, server_key, &admission, &packets, tasks);
 
     // What operators and probes see.
+    let config_metrics = ConfigMetrics::default();
     let health = Health::default();
     let status = control.status.clone();
     health.add(move || status.not_ready_because());
-    let exporter = Exporter::new(metrics_registry(&metrics, &control, &packets, &derp));
+    let exporter = Exporter::new(metrics_registry(&metrics, &control, &packets, &derp, &admission, &config_metrics));
     let debug = DebugPages::new(DebugParts {
         exporter: exporter.clone(),
         registry: Arc::clone(&packets.registry),
@@ -173,7 +208,6 @@ async fn start(
         region: config.region.id,
         started: wall_clock(),
         clock: wall_clock,
-        client_rate: client_limits(config).key_rate.map(|rate| (rate.per_second, rate.burst)),
     });
     let site = Arc::new(Site {
         node_name: config.name.clone(),
@@ -193,8 +227,8 @@ async fn start(
         tls,
         site: Arc::clone(&site),
         derp,
-        gate: ConnectionGate::new(connection_limits(config)),
-        handshakes: cores() * usize::try_from(config.limits.tls_handshakes_per_core).unwrap_or(usize::MAX >> 8),
+        gate: ConnectionGate::new(limits::connection_limits(&config.limits)),
+        handshakes: limits::handshakes(&config.limits),
         control: control_runtime.clone(),
         packet: runtimes.packet().clone(),
         tasks: tasks.clone(),
@@ -230,7 +264,7 @@ async fn start(
         tasks: tasks.clone(),
     };
     listeners.serve(&doors, &mesh_door, operator_port, control_runtime, tasks, &metrics);
-    Ok(Node { control, clients: packets.registry, ready })
+    Ok(Node { control, clients: packets.registry, admission, doors, config_metrics, ready })
 }
 
 /// Clients, links and the router between them.
@@ -245,14 +279,14 @@ struct PacketPath {
 
 impl PacketPath {
     fn start(config: &Config, control: &Handles, runtimes: &Runtimes, tasks: &Tasks) -> Self {
-        let budget = MemoryBudget::new(count(config.limits.queue_bytes_total));
+        let budget = MemoryBudget::new(limits::count(config.limits.queue_bytes_total));
         let pump = PumpShared { accounting: Arc::default(), budget: Arc::new(budget) };
         let own = control.identity.node_id;
         let registry = Registry::new(RegistryParts {
             owner_log: control.owner_log.clone(),
             clock: Arc::new(wall_clock),
             pump: pump.clone(),
-            limits: client_limits(config),
+            limits: limits::client_limits(&config.limits),
         });
         let mesh = Mesh::new(MeshParts {
             own,
@@ -285,18 +319,29 @@ impl PacketPath {
     }
 }
 
+/// Who may log in, and the tasks that keep it true.
+fn start_admission(config: &Config, clients: &Arc<Registry>, runtimes: &Runtimes, tasks: &Tasks) -> Arc<Policy> {
+    let runtime = runtimes.control();
+    let policy = Policy::new(&config.admission, runtime.clone(), tasks.clone());
+    reload::warn_if_open(&policy);
+    tasks.spawn_on(runtime, admission::watch::lists(Arc::clone(&policy), tasks.cancel.clone()));
+    let recheck = admission::watch::clients(Arc::clone(&policy), Arc::clone(clients), tasks.cancel.clone());
+    tasks.spawn_on(runtime, recheck);
+    policy
+}
+
 fn derp_server(
     config: &Config,
     server_key: causeway_proto::key::NodePrivate,
+    admission: &Arc<Policy>,
     packets: &PacketPath,
     tasks: &Tasks,
 ) -> Arc<DerpServer> {
     let mesh_keys = MeshKeys { current: config.derp_mesh.as_ref().map(|mesh| mesh.key.clone()), previous: None };
-    tracing::warn!("admission is open: whoever connects may relay; limits.key_rate_bits_per_second bounds each key");
     DerpServer::new(DerpParts {
         identity: Arc::new(ServerIdentity::new(server_key, mesh_keys)),
         mesh_sources: config.derp_mesh.as_ref().map(|mesh| mesh.allow.clone()).unwrap_or_default(),
-        admission: Arc::new(Open),
+        admission: Arc::<Policy>::clone(admission),
         registry: Arc::clone(&packets.registry),
         router: Arc::clone(&packets.router),
         accounting: Arc::clone(&packets.pump.accounting),
@@ -306,8 +351,17 @@ fn derp_server(
     })
 }
 
-fn metrics_registry(ingress: &IngressMetrics, control: &Handles, packets: &PacketPath, derp: &DerpServer) -> MetricsRegistry {
+fn metrics_registry(
+    ingress: &IngressMetrics,
+    control: &Handles,
+    packets: &PacketPath,
+    derp: &DerpServer,
+    admission: &Policy,
+    config: &ConfigMetrics,
+) -> MetricsRegistry {
     let mut registry = registry();
+    config.register(&mut registry);
+    admission.metrics().register(&mut registry);
     ingress.register(&mut registry);
     control.metrics.register(&mut registry);
     packets.router.metrics().register(&mut registry);
@@ -316,38 +370,6 @@ fn metrics_registry(ingress: &IngressMetrics, control: &Handles, packets: &Packe
     derp.metrics().register(&mut registry);
     registry.register_collector(Box::new(PacketBooks(Arc::clone(&packets.pump.accounting))));
     registry
-}
-
-fn client_limits(config: &Config) -> ClientLimits {
-    let limits = &config.limits;
-    let bits = limits.key_rate_bits_per_second;
-    ClientLimits {
-        lanes: LaneLimits { bytes: count(limits.client_queue_bytes), ..LaneLimits::CLIENT },
-        connections_per_key: count(limits.connections_per_key),
-        key_rate: (bits > 0).then_some(Rate { per_second: bits / 8, burst: limits.key_burst_bytes }),
-    }
-}
-
-fn count(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-fn connection_limits(config: &Config) -> ConnectionLimits {
-    let limits = &config.limits;
-    let global = limits.accepts_per_second_per_core * cores() as u64;
-    ConnectionLimits {
-        total: count(descriptors::clients_max(limits.connections)),
-        unauthenticated: count(limits.unauthenticated),
-        unauthenticated_per_source: count(limits.unauthenticated_per_source),
-        per_source: Rate { per_second: limits.accepts_per_second_per_source, burst: limits.accept_burst_per_source },
-        global: Rate { per_second: global, burst: 2 * global },
-        authenticated_per_ipv4: count(limits.authenticated_per_ipv4),
-        authenticated_per_ipv6: count(limits.authenticated_per_ipv6),
-    }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// The same addresses for operators.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use causeway_node::app::{self, Options};
 use causeway_node::config::cli::{Cli, EXIT_FAILED, EXIT_OK, EXIT_USAGE};
-use causeway_node::config::{Config, FileConfig};
+use causeway_node::config::{Config, FileConfig, Source};
 use causeway_node::telemetry::stderr::StandardError;
 use clap::Parser;
 
@@ -26,8 +26,10 @@ fn main() -> ExitCode {
     if cli.check {
         return ExitCode::from(EXIT_OK);
     }
-    let options = Options { ready_file: cli.ready_file, leash: cli.leash, effective: file.to_line().unwrap_or_default() };
-    match app::run(config, &options) {
+    let effective = file.to_line().unwrap_or_default();
+    let source = Source { path: cli.config, sets: cli.sets, file };
+    let options = Options { ready_file: cli.ready_file, leash: cli.leash, effective };
+    match app::run(config, source, &options) {
         Ok(()) => {
             drop(StandardError.flush());
             ExitCode::from(EXIT_OK)

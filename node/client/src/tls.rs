@@ -108,6 +108,12 @@ impl Trust {
         Ok(Self { provider, anchor, config })
     }
 
+    /// The configuration for a server of any kind that is verified by the name it is dialled by.
+    #[must_use]
+    pub fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+
     /// The configuration for one server: `cert_name` is the map's `CertName` (empty: none), `node` names it in errors.
     pub(crate) fn config_for(&self, node: &str, cert_name: &str, insecure: bool) -> Result<Arc<ClientConfig>, ConfigError> {
         let rule = if let Some(hex) = cert_name.strip_prefix(PIN_PREFIX) {

@@ -1,6 +1,7 @@
 //! One connection of a client, as the router and the registry see it.
 
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -35,6 +36,26 @@ impl ClientFacts {
     }
 }
 
+/// Why this side ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// Its control lane was full: it reads too slowly.
+    ControlLane,
+    /// Its client may not be connected any more.
+    NotAdmitted,
+}
+
+impl CloseReason {
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ControlLane => "control_lane",
+            Self::NotAdmitted => "not_admitted",
+        }
+    }
+}
+
 /// A registered connection.
 #[derive(Debug)]
 pub struct ClientConnection {
@@ -48,7 +69,7 @@ pub struct ClientConnection {
     pub(super) shares_key: AtomicBool,
     pub(super) is_active: AtomicBool,
     pub(super) preferred: AtomicBool,
-    pub(super) overflowed: AtomicBool,
+    pub(super) closed_because: OnceLock<CloseReason>,
     pub(super) traffic: Traffic,
 }
 
@@ -101,10 +122,17 @@ impl ClientConnection {
         self.is_active.load(Ordering::Relaxed)
     }
 
-    /// Whether it was closed because its control lane was full.
+    /// Ends the connection.
+    pub fn close(&self, reason: CloseReason) {
+        // The first reason stands.
+        let _later = self.closed_because.set(reason);
+        self.cancel.cancel();
+    }
+
+    /// Why this side ended it, if there is more to say than that it did.
     #[must_use]
-    pub fn has_overflowed(&self) -> bool {
-        self.overflowed.load(Ordering::Relaxed)
+    pub fn closed_because(&self) -> Option<CloseReason> {
+        self.closed_because.get().copied()
     }
 
     /// Queues a control frame; if its lane is full the connection ends.
@@ -112,11 +140,9 @@ impl ClientConnection {
     /// # Errors
     /// [`ControlRefused`].
     pub fn send(&self, frame: Frame) -> Result<(), ControlRefused> {
-        self.outbox.push_control(frame).inspect_err(|refused| {
-            if *refused == ControlRefused::Full {
-                self.overflowed.store(true, Ordering::Relaxed);
-            }
-            self.cancel.cancel();
+        self.outbox.push_control(frame).inspect_err(|refused| match refused {
+            ControlRefused::Full => self.close(CloseReason::ControlLane),
+            ControlRefused::Closed => self.cancel.cancel(),
         })
     }
 

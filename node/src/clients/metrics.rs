@@ -17,8 +17,9 @@ pub struct ClientMetrics {
     pub(super) home_moves_in: Counter,
     pub(super) home_moves_out: Counter,
     pub(super) evicted: Counter,
-    clone_alarms: Gauge,
-    clone_alarms_raised: Counter,
+    pub(super) rate_pauses: Counter,
+    pub(super) clone_alarms: Gauge,
+    pub(super) clone_alarms_raised: Counter,
 }
 
 impl ClientMetrics {
@@ -44,6 +45,19 @@ impl ClientMetrics {
         counter("causeway_clients_home_moves_out", "Changes from home more than 5 s after login", &self.home_moves_out);
         counter("causeway_clients_clone_alarms_raised", "Clone alarms raised", &self.clone_alarms_raised);
         counter("causeway_clients_evicted", "Connections closed because their key had too many", &self.evicted);
+        counter("causeway_clients_rate_pauses", "Times a client that sends too fast was not read from", &self.rate_pauses);
+    }
+
+    /// How often a client that sends too fast was not read from.
+    #[must_use]
+    pub fn rate_pauses(&self) -> u64 {
+        self.rate_pauses.get()
+    }
+
+    /// Clone alarms raised so far.
+    #[must_use]
+    pub fn clone_alarms_raised(&self) -> u64 {
+        self.clone_alarms_raised.get()
     }
 
     pub(super) fn clone_alarm(&self, raised: bool) {

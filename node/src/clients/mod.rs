@@ -4,6 +4,7 @@ mod clones;
 pub mod connection;
 pub mod events;
 pub mod metrics;
+pub mod pace;
 pub mod peer_gone;
 pub mod proven;
 pub mod registry;
@@ -11,6 +12,7 @@ pub mod set;
 pub mod traffic;
 mod watchers;
 
-pub use connection::{ClientConnection, ClientFacts};
+pub use connection::{ClientConnection, ClientFacts, CloseReason};
+pub use pace::Rates;
 pub use registry::{CONNECTIONS_PER_KEY, ClientLimits, RegisterError, Registration, Registry, RegistryParts};
 pub use watchers::{TooManyWatchers, WATCHERS_MAX};

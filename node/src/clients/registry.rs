@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use causeway_control::WallClock;
 use causeway_control::presence::OwnerLog;
 use causeway_proto::derp::frame::Frame;
@@ -21,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{ClientConnection, ClientFacts};
 use super::metrics::ClientMetrics;
+use super::pace::{KeyBucket, Pace, Rates};
 use super::peer_gone::PeerGoneIndex;
 use super::proven::Proof;
 use super::set::ClientSet;
 use super::traffic::Traffic;
 use super::watchers::{TooManyWatchers, Watchers};
 use crate::forward::accounting::DeliveredTo;
-use crate::limits::bucket::{Rate, TokenBucket};
 use crate::pump::lanes::{LaneLimits, Outbox, PumpShared};
 
 /// Locks of the writers' side.
@@ -60,7 +61,7 @@ struct KeyState {
     /// The key's claim; none for the key of a stock mesh peer, which is nobody's client.
     rank: Option<Rank>,
     home: bool,
-    rate: Arc<Mutex<TokenBucket>>,
+    rate: KeyBucket,
 }
 
 /// What a registry needs of the node around it.
@@ -83,13 +84,13 @@ pub struct ClientLimits {
     pub lanes: LaneLimits,
     /// Connections one key may have; when one more comes, the one that has been inactive longest is closed.
     pub connections_per_key: usize,
-    /// Rate of one key's packets in payload bytes; `None` is no limit.
-    pub key_rate: Option<Rate>,
+    /// How fast clients may send.
+    pub rates: Rates,
 }
 
 impl Default for ClientLimits {
     fn default() -> Self {
-        Self { lanes: LaneLimits::CLIENT, connections_per_key: CONNECTIONS_PER_KEY, key_rate: None }
+        Self { lanes: LaneLimits::CLIENT, connections_per_key: CONNECTIONS_PER_KEY, rates: Rates::default() }
     }
 }
 
@@ -106,6 +107,7 @@ impl std::fmt::Debug for RegistryParts {
 #[derive(Debug)]
 pub struct Registry {
     parts: RegistryParts,
+    limits: ArcSwap<ClientLimits>,
     active: papaya::HashMap<NodePublic, Arc<ClientConnection>, KeyHash>,
     hasher: KeyHash,
     shards: Vec<Mutex<HashMap<NodePublic, KeyState>>>,
@@ -120,6 +122,7 @@ impl Registry {
     #[must_use]
     pub fn new(parts: RegistryParts) -> Arc<Self> {
         Arc::new(Self {
+            limits: ArcSwap::from_pointee(parts.limits),
             parts,
             active: papaya::HashMap::with_hasher(KeyHash::new()),
             hasher: KeyHash::new(),
@@ -145,9 +148,9 @@ impl Registry {
         let mut shard = self.shard(&facts.key).lock();
         let state = match shard.entry(facts.key) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(self.first_state(&facts, now)?),
+            Entry::Vacant(entry) => entry.insert(self.first_state(&facts)?),
         };
-        let evicted = state.connections.add(Arc::clone(&connection), self.parts.limits.connections_per_key);
+        let evicted = state.connections.add(Arc::clone(&connection), self.limits.load().connections_per_key);
         self.activate(state);
         self.publish_home(facts.key, state);
         self.metrics.connected(&facts, state.connections.len() > 1);
@@ -155,13 +158,24 @@ impl Registry {
             self.metrics.disconnected(&evicted.facts, evicted.preferred.load(Ordering::Relaxed));
         }
         self.watchers.connected(&connection);
-        let rate = Arc::clone(&state.rate);
+        let pace = Pace::new(Arc::clone(&state.rate));
         drop(shard);
         if let Some(evicted) = evicted {
             self.metrics.evicted.inc();
             evicted.cancel.cancel();
         }
-        Ok(Registration { registry: Arc::clone(self), connection, rate, clean: false })
+        Ok(Registration { registry: Arc::clone(self), connection, pace, clean: false })
+    }
+
+    /// Goes on with other limits. Rates hold at once, the rest for connections to come.
+    pub fn set_limits(&self, limits: ClientLimits) {
+        self.limits.store(Arc::new(limits));
+    }
+
+    /// What one client may use.
+    #[must_use]
+    pub fn limits(&self) -> ClientLimits {
+        **self.limits.load()
     }
 
     /// Calls `use_it` with the active connection of `key`, if the key is connected here. Takes no lock.
@@ -277,7 +291,7 @@ impl Registry {
         let _late = tokio::time::timeout(RESTARTING_GRACE, written).await;
     }
 
-    /// Every connection of a client.
+    /// Every connection of a client; those of stock mesh peers are none.
     #[must_use]
     pub fn connections(&self) -> Vec<Arc<ClientConnection>> {
         let mut connections = Vec::new();
@@ -381,27 +395,25 @@ impl Registry {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             facts,
             connected_at: now,
-            outbox: Outbox::new(self.parts.limits.lanes, to, self.parts.pump.clone()),
+            outbox: Outbox::new(self.limits.load().lanes, to, self.parts.pump.clone()),
             cancel,
             proof: Proof::new(now),
             shares_key: AtomicBool::new(false),
             is_active: AtomicBool::new(false),
             preferred: AtomicBool::new(false),
-            overflowed: AtomicBool::new(false),
+            closed_because: OnceLock::new(),
             traffic: Traffic::default(),
         }
     }
 
-    fn first_state(&self, facts: &ClientFacts, now: Instant) -> Result<KeyState, RegisterError> {
+    fn first_state(&self, facts: &ClientFacts) -> Result<KeyState, RegisterError> {
         let rank = if facts.is_mesh_peer {
             None
         } else {
             let claimed = self.parts.owner_log.claim(facts.key.into(), ClaimKind::Derp, false, self.wall_us());
             Some(claimed.map_err(|_| RegisterError::OwnerLogFull)?)
         };
-        let rate = self.parts.limits.key_rate.unwrap_or(Rate { per_second: u64::MAX, burst: u64::MAX });
-        let rate = Arc::new(Mutex::new(TokenBucket::new(rate, now)));
-        Ok(KeyState { connections: ClientSet::default(), rank, home: false, rate })
+        Ok(KeyState { connections: ClientSet::default(), rank, home: false, rate: KeyBucket::default() })
     }
 
     /// Makes the set's choice visible to readers and to the connections themselves.
@@ -468,7 +480,7 @@ impl Registry {
 pub struct Registration {
     registry: Arc<Registry>,
     connection: Arc<ClientConnection>,
-    rate: Arc<Mutex<TokenBucket>>,
+    pace: Pace,
     clean: bool,
 }
 
@@ -479,10 +491,17 @@ impl Registration {
         &self.connection
     }
 
-    /// Whether the key may send so many bytes now. Shared by all connections of the key.
+    /// Notes bytes that the connection sent. Returns until when no more may be read from it, if it sends too fast.
     #[must_use]
-    pub fn may_send(&self, bytes: usize, now: Instant) -> bool {
-        self.registry.parts.limits.key_rate.is_none() || self.rate.lock().take(bytes as u64, now)
+    pub fn spend(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
+        if self.connection.facts.is_mesh_peer {
+            return None;
+        }
+        let until = self.pace.spend(bytes as u64, self.registry.limits.load().rates, now);
+        if until.is_some() {
+            self.registry.metrics.rate_pauses.inc();
+        }
+        until
     }
 
     /// The client said goodbye: whoever talked to it may be told at once.

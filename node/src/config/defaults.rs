@@ -3,11 +3,30 @@
 use crate::clients::CONNECTIONS_PER_KEY;
 use crate::pump::lanes::{CLIENT_QUEUE_BYTES, MEMORY_BUDGET_BYTES};
 
-use super::file::{Derp, Limits, Log, LogFormat, Mesh, Metrics, Raft, RaftProfile, Stun};
+use super::file::{Admission, Derp, Limits, Log, LogFormat, Mesh, Metrics, Raft, RaftProfile, Stun};
 
 impl Default for Derp {
     fn default() -> Self {
         Self { listen: "0.0.0.0:443".into(), plain_http_listen: String::new(), server_key_file: String::new() }
+    }
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            sources: Vec::new(),
+            allow_file: String::new(),
+            deny_file: String::new(),
+            verify_url: String::new(),
+            verify_url_ca_file: String::new(),
+            verify_url_plain: false,
+            fail_open: false,
+            tailscaled_socket: "/var/run/tailscale/tailscaled.sock".into(),
+            allow_seconds: 300,
+            deny_seconds: 30,
+            stale_seconds: 3_600,
+            recheck_seconds: 300,
+        }
     }
 }
 
@@ -60,6 +79,8 @@ impl Default for Limits {
             key_rate_bits_per_second: 100_000_000,
             // What a prober keeps under way passes at once.
             key_burst_bytes: CLIENT_QUEUE_BYTES as u64,
+            client_rate_bytes_per_second: 0,
+            client_burst_bytes: CLIENT_QUEUE_BYTES as u64,
             stun_answers_per_second: 100_000,
         }
     }

@@ -22,6 +22,7 @@ pub struct FileConfig {
     pub region: Region,
     pub advertise: Advertise,
     pub derp: Derp,
+    pub admission: Admission,
     pub tls: Tls,
     pub stun: Stun,
     pub mesh: Mesh,
@@ -66,6 +67,21 @@ sections! {
     }
     /// `[derp]`
     Derp { listen: String, plain_http_listen: String, server_key_file: String }
+    /// `[admission]`
+    Admission {
+        sources: Vec<AdmissionSource>,
+        allow_file: String,
+        deny_file: String,
+        verify_url: String,
+        verify_url_ca_file: String,
+        verify_url_plain: bool,
+        fail_open: bool,
+        tailscaled_socket: String,
+        allow_seconds: u64,
+        deny_seconds: u64,
+        stale_seconds: u64,
+        recheck_seconds: u64,
+    }
     /// `[tls]`
     #[derive(Default)]
     Tls { cert_file: String, key_file: String, self_signed: bool }
@@ -105,6 +121,8 @@ sections! {
         connections_per_key: u64,
         key_rate_bits_per_second: u64,
         key_burst_bytes: u64,
+        client_rate_bytes_per_second: u64,
+        client_burst_bytes: u64,
         stun_answers_per_second: u64,
     }
     /// `[runtime]`
@@ -122,6 +140,20 @@ pub enum RaftProfile {
     Lan,
     /// Regions up to 200 ms apart.
     Wan,
+}
+
+/// Who decides on a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdmissionSource {
+    /// A list of the keys that may log in.
+    AllowFile,
+    /// A list of keys that may not.
+    DenyFile,
+    /// A URL that is asked about each client.
+    VerifyUrl,
+    /// The Tailscale daemon of this machine.
+    Tailscaled,
 }
 
 /// How log lines look.
@@ -195,6 +227,7 @@ impl FileConfig {
     fn redacted(&self) -> Self {
         let mut shown = self.clone();
         shown.otlp.endpoint = without_credentials(&shown.otlp.endpoint);
+        shown.admission.verify_url = without_credentials(&shown.admission.verify_url);
         shown
     }
 }
@@ -207,6 +240,9 @@ impl fmt::Display for FileConfig {
 }
 
 fn without_credentials(url: &str) -> String {
+    if let Some((before, _)) = url.split_once('?') {
+        return format!("{}?redacted", without_credentials(before));
+    }
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     match authority.rsplit_once('@') {
@@ -264,12 +300,15 @@ mod tests {
 
     #[test]
     fn the_printed_configuration_parses_back_and_hides_credentials() {
-        let config =
-            parse("name = 'x'\n[otlp]\nendpoint = 'http://user:secret@host:4317/v1'\n", &["region.id=7"]).expect("valid");
+        let text = "name = 'x'\n[otlp]\nendpoint = 'http://user:secret@host:4317/v1'\n\
+                    [admission]\nverify_url = 'https://host/verify?token=secret'\n";
+        let config = parse(text, &["region.id=7"]).expect("valid");
         let printed = config.to_string();
         assert!(!printed.contains("secret") && printed.contains("redacted@host:4317/v1"), "{printed}");
+        assert!(printed.contains("https://host/verify?redacted"), "{printed}");
         let mut back = parse(&printed, &[]).expect("printed form is valid");
         back.otlp = config.otlp.clone();
+        back.admission = config.admission.clone();
         assert_eq!(back, config);
     }
 }

@@ -7,17 +7,24 @@ pub mod cli;
 pub mod defaults;
 mod error;
 pub mod file;
+pub mod metrics;
+mod reload;
 pub mod validate;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
 
+use crate::admission::cache::Lifetimes;
+use crate::admission::list::KeyList;
+
 pub use error::{ConfigError, Problem};
 pub use file::{FileConfig, Limits, LogFormat, RaftProfile};
+pub use reload::Source;
 
 /// A valid configuration. Secrets are loaded and redacted in `Debug`.
 #[derive(Debug, Clone)]
@@ -38,6 +45,8 @@ pub struct Config {
     pub advertise: Advertise,
     /// The DERP door.
     pub derp: Derp,
+    /// Who may log in there.
+    pub admission: Admission,
     /// Where its certificate comes from.
     pub tls: Tls,
     /// STUN: `None` is off.
@@ -121,6 +130,37 @@ pub struct Derp {
     pub server_key_file: Option<PathBuf>,
     /// The key in that file, if it exists already.
     pub server_key: Option<NodePrivate>,
+}
+
+/// Who may log in.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// Asked in this order; all must admit. None: everybody may.
+    pub sources: Vec<AdmissionSource>,
+    /// An admission URL that does not answer lets in.
+    pub fail_open: bool,
+    /// How long decisions of sources that are asked over a connection are remembered.
+    pub lifetimes: Lifetimes,
+    /// How often connected clients are decided on again.
+    pub recheck: Duration,
+}
+
+/// One who decides on logins.
+#[derive(Debug, Clone)]
+pub enum AdmissionSource {
+    /// Only these keys.
+    AllowFile(Arc<KeyList>),
+    /// Not these keys.
+    DenyFile(Arc<KeyList>),
+    /// Whom a URL admits.
+    VerifyUrl {
+        /// `https`, or `http` where that is allowed.
+        url: http::Uri,
+        /// Whom to trust for `https`.
+        tls: Arc<rustls::ClientConfig>,
+    },
+    /// Whom the Tailscale daemon behind this socket knows.
+    Tailscaled(PathBuf),
 }
 
 /// Where the DERP certificate comes from.

@@ -1,5 +1,7 @@
 //! From the file to a valid [`Config`]: every field checked, secrets loaded, nothing bound or created yet.
 
+mod admission;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +23,9 @@ const NAME_LEN_MAX: usize = 63;
 
 /// Most static seeds, DERP mesh networks.
 const LIST_LEN_MAX: usize = 256;
+
+/// Slowest rate of a client, in bytes per second.
+const RATE_MIN: u64 = 8 * 1024;
 
 /// Largest key, certificate or seed file worth reading.
 const KEY_FILE_LEN_MAX: u64 = 4096;
@@ -58,6 +63,7 @@ impl Check {
             region: self.region(&file.region),
             advertise: self.advertise(&file.advertise),
             derp: self.derp(&file.derp),
+            admission: self.admission(&file.admission),
             tls: self.tls(&file.tls),
             stun: self
                 .optional_address("stun.listen", &file.stun.listen)
@@ -291,9 +297,20 @@ impl Check {
             ("limits.key_rate_bits_per_second", limits.key_rate_bits_per_second, 0, 1_000_000_000_000),
             // The largest packet must fit.
             ("limits.key_burst_bytes", limits.key_burst_bytes, 128 * 1024, GIB),
+            ("limits.client_rate_bytes_per_second", limits.client_rate_bytes_per_second, 0, 125_000_000_000),
+            ("limits.client_burst_bytes", limits.client_burst_bytes, 0, GIB),
             ("limits.stun_answers_per_second", limits.stun_answers_per_second, 1, 100_000_000),
         ] {
             self.range(field, value, least, most);
+        }
+        // Slower ones would keep a connection unread for many seconds after a single packet.
+        for (field, rate, least) in [
+            ("limits.key_rate_bits_per_second", limits.key_rate_bits_per_second, 8 * RATE_MIN),
+            ("limits.client_rate_bytes_per_second", limits.client_rate_bytes_per_second, RATE_MIN),
+        ] {
+            if rate > 0 && rate < least {
+                self.wrong(field, format!("{rate} is too slow: wanted 0 (no limit) or at least {least}"));
+            }
         }
         limits.clone()
     }

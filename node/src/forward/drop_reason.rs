@@ -25,15 +25,13 @@ pub enum DropReason {
     PathFull,
     /// The target does not hold the destination and may not send it on again.
     Stale,
-    /// The sender exceeded its rate.
-    RateLimited,
     /// The header of a packet from a link contradicts itself or its sender.
     BadHeader,
 }
 
 impl DropReason {
     /// Every reason, in the order of their metric labels.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::UnknownDest,
         Self::UnknownDestOnForward,
         Self::GoneDisconnected,
@@ -45,7 +43,6 @@ impl DropReason {
         Self::Loop,
         Self::PathFull,
         Self::Stale,
-        Self::RateLimited,
         Self::BadHeader,
     ];
 
@@ -64,7 +61,6 @@ impl DropReason {
             Self::Loop => "loop",
             Self::PathFull => "path_full",
             Self::Stale => "stale",
-            Self::RateLimited => "rate_limited",
             Self::BadHeader => "bad_header",
         }
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use rustls::ProtocolVersion;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -17,7 +18,7 @@ use super::http::{self, Door, Ended, Site};
 use super::metrics::IngressMetrics;
 use crate::lifecycle::runtimes::adopt;
 use crate::lifecycle::tasks::Tasks;
-use crate::limits::connections::{ConnectionGate, Permit};
+use crate::limits::connections::{ConnectionGate, ConnectionLimits, Permit};
 
 /// A socket that waits longer for its turn to shake hands is closed before anything is read.
 const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -61,7 +62,8 @@ impl std::fmt::Debug for DoorParts {
 /// All doors of a node that speak HTTP.
 pub struct Doors {
     parts: DoorParts,
-    handshakes: Semaphore,
+    /// Replaced as a whole when its size changes: handshakes under way keep their place in the old one.
+    handshakes: ArcSwap<Semaphore>,
     metrics_connections: Arc<Semaphore>,
 }
 
@@ -75,8 +77,14 @@ impl Doors {
     /// Doors that are open.
     #[must_use]
     pub fn new(parts: DoorParts) -> Arc<Self> {
-        let handshakes = Semaphore::new(parts.handshakes);
+        let handshakes = ArcSwap::from_pointee(Semaphore::new(parts.handshakes));
         Arc::new(Self { parts, handshakes, metrics_connections: Arc::new(Semaphore::new(METRICS_CONNECTIONS_MAX)) })
+    }
+
+    /// Goes on with other limits; handshakes under way are not disturbed.
+    pub fn set_limits(&self, connections: ConnectionLimits, handshakes: usize) {
+        self.parts.gate.set_limits(connections);
+        self.handshakes.store(Arc::new(Semaphore::new(handshakes)));
     }
 
     /// Takes a socket that came in by `door`.
@@ -117,7 +125,8 @@ impl Doors {
     }
 
     async fn serve_tls(&self, socket: TcpStream, remote: SocketAddr, permit: Permit) -> Result<(), &'static str> {
-        let turn = timeout(HANDSHAKE_WAIT_MAX, self.handshakes.acquire()).await.map_err(|_| "handshake_queue")?;
+        let turns = self.handshakes.load_full();
+        let turn = timeout(HANDSHAKE_WAIT_MAX, turns.acquire()).await.map_err(|_| "handshake_queue")?;
         let by = (Instant::now() + HANDSHAKE_DEADLINE).min(permit.login_deadline().into());
         let handshake = timeout_at(by, self.parts.tls.accept(socket)).await;
         drop(turn);

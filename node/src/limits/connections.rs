@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +48,10 @@ impl ConnectionLimits {
             authenticated_per_ipv4: 1_024,
             authenticated_per_ipv6: 256,
         }
+    }
+
+    const fn is_pressed(&self, unauthenticated: usize) -> bool {
+        4 * unauthenticated >= 3 * self.unauthenticated
     }
 }
 
@@ -151,7 +156,7 @@ struct Counts {
 
 /// Shared by all listeners of a node.
 pub struct ConnectionGate {
-    limits: ConnectionLimits,
+    limits: ArcSwap<ConnectionLimits>,
     counts: Mutex<Counts>,
 }
 
@@ -165,7 +170,12 @@ impl ConnectionGate {
     /// A gate with nobody inside.
     #[must_use]
     pub fn new(limits: ConnectionLimits) -> Arc<Self> {
-        Arc::new(Self { limits, counts: Mutex::default() })
+        Arc::new(Self { limits: ArcSwap::from_pointee(limits), counts: Mutex::default() })
+    }
+
+    /// Goes on with other numbers. Whoever is inside stays; rates hold from the next connection on.
+    pub fn set_limits(&self, limits: ConnectionLimits) {
+        self.limits.store(Arc::new(limits));
     }
 
     /// Lets a new connection of `address` in, or says why not.
@@ -175,40 +185,38 @@ impl ConnectionGate {
     pub fn admit(self: &Arc<Self>, address: IpAddr, now: Instant) -> Result<Permit, Refusal> {
         let sources = sources_of(address);
         let evict = CancellationToken::new();
+        let limits = **self.limits.load();
         let mut counts = self.counts.lock();
         counts.forget_idle(now);
         for (source, factor) in sources.into_iter().flatten() {
-            let state = counts.source(source, self.limits.per_source, factor, now);
-            if state.unauthenticated.len() >= self.limits.unauthenticated_per_source * factor {
+            let state = counts.source(source, limits.per_source, factor, now);
+            if state.unauthenticated.len() >= limits.unauthenticated_per_source * factor {
                 return Err(Refusal::SourceUnauthenticated);
             }
             if !state.bucket.take(1, now) {
                 return Err(Refusal::SourceRate);
             }
         }
-        if counts.total >= self.limits.total {
+        if counts.total >= limits.total {
             return Err(Refusal::Total);
         }
         let newcomer_weight = sources[0].map_or(0, |(source, _)| counts.unauthenticated_of(source));
-        if self.is_pressed(counts.unauthenticated) {
+        if limits.is_pressed(counts.unauthenticated) {
             counts.evict_heaviest(newcomer_weight);
         }
-        if counts.unauthenticated >= self.limits.unauthenticated {
+        if counts.unauthenticated >= limits.unauthenticated {
             return Err(Refusal::Unauthenticated);
         }
-        let global = self.limits.global;
-        if !counts.global.get_or_insert_with(|| TokenBucket::new(global, now)).take(1, now) {
+        let global = counts.global.get_or_insert_with(|| TokenBucket::new(limits.global, now));
+        global.set_rate(limits.global, now);
+        if !global.take(1, now) {
             return Err(Refusal::Rate);
         }
-        let pressed = self.is_pressed(counts.unauthenticated);
+        let pressed = limits.is_pressed(counts.unauthenticated);
         let id = counts.enter(sources, &evict);
         drop(counts);
         let login_deadline = now + if pressed { LOGIN_DEADLINE_PRESSED } else { LOGIN_DEADLINE };
         Ok(Permit { gate: Arc::clone(self), id, sources, authenticated: false, evicted: evict, login_deadline })
-    }
-
-    const fn is_pressed(&self, unauthenticated: usize) -> bool {
-        4 * unauthenticated >= 3 * self.limits.unauthenticated
     }
 }
 
@@ -216,11 +224,13 @@ impl Counts {
     fn source(&mut self, source: Source, rate: Rate, factor: usize, now: Instant) -> &mut SourceState {
         let factor = factor as u64;
         let rate = Rate { per_second: rate.per_second * factor, burst: rate.burst * factor };
-        self.sources.entry(source).or_insert_with(|| SourceState {
+        let state = self.sources.entry(source).or_insert_with(|| SourceState {
             bucket: TokenBucket::new(rate, now),
             unauthenticated: BTreeMap::new(),
             authenticated: 0,
-        })
+        });
+        state.bucket.set_rate(rate, now);
+        state
     }
 
     fn unauthenticated_of(&self, source: Source) -> usize {
@@ -302,11 +312,12 @@ impl Permit {
         if self.authenticated {
             return Ok(());
         }
+        let limits = **self.gate.limits.load();
         let mut counts = self.gate.counts.lock();
         for (source, factor) in self.sources.into_iter().flatten() {
             let limit = match source {
-                Source::Ipv4(_) => self.gate.limits.authenticated_per_ipv4,
-                Source::Ipv6Net64(_) | Source::Ipv6Site48(_) => self.gate.limits.authenticated_per_ipv6,
+                Source::Ipv4(_) => limits.authenticated_per_ipv4,
+                Source::Ipv6Net64(_) | Source::Ipv6Site48(_) => limits.authenticated_per_ipv6,
             };
             if counts.sources.get(&source).is_some_and(|state| state.authenticated >= limit * factor) {
                 return Err(Refusal::SourceAuthenticated);
@@ -408,6 +419,19 @@ mod tests {
         assert_eq!(pressed.login_deadline() - now, LOGIN_DEADLINE_PRESSED);
         assert!(heavy[0].evicted().is_cancelled(), "the oldest of the heaviest");
         assert!(!heavy[1].evicted().is_cancelled() && !light[0].evicted().is_cancelled());
+    }
+
+    #[test]
+    fn other_numbers_hold_from_the_next_connection_on_and_nobody_inside_is_hurt() {
+        let gate = ConnectionGate::new(small());
+        let now = Instant::now();
+        let mut held: Vec<Permit> = (0..3).map(|_| gate.admit(v4(1), now).expect("room for three")).collect();
+        gate.set_limits(ConnectionLimits { unauthenticated_per_source: 1, authenticated_per_ipv4: 3, ..small() });
+        assert_eq!(gate.admit(v4(1), now).expect_err("more than one inside"), Refusal::SourceUnauthenticated);
+        held.iter_mut().for_each(|permit| permit.authenticate().expect("three may log in now"));
+        gate.set_limits(ConnectionLimits { per_source: Rate { per_second: 1, burst: 1 }, ..small() });
+        assert!(gate.admit(v4(1), now).is_ok());
+        assert_eq!(gate.admit(v4(1), now).expect_err("the burst is one now"), Refusal::SourceRate);
     }
 
     #[test]

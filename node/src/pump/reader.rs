@@ -25,6 +25,11 @@ pub trait FrameHandler: Send {
     /// # Errors
     /// The refusal that ends the connection.
     fn handle_frame(&mut self, buffer: &mut BytesMut, now: Instant) -> Result<bool, Self::Refusal>;
+
+    /// Until when nothing more may be taken from the connection: its other side then waits in TCP, and nothing is dropped.
+    fn paused_until(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// How reading ended.
@@ -53,8 +58,17 @@ where
     H: FrameHandler,
 {
     loop {
-        if let Err(refusal) = handle_all(&mut pending, handler).await {
-            return ReaderEnd::Refused(refusal);
+        match handle_all(&mut pending, handler).await {
+            Ok(None) => {}
+            Ok(Some(until)) => {
+                buffers::release_read_room(&mut pending);
+                tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => return ReaderEnd::Cancelled,
+                    () = tokio::time::sleep_until(until.into()) => continue,
+                }
+            }
+            Err(refusal) => return ReaderEnd::Refused(refusal),
         }
         let read = tokio::select! {
             biased;
@@ -70,27 +84,40 @@ where
     }
 }
 
-/// Handles every whole frame of `pending`, giving way after each turn.
-async fn handle_all<H: FrameHandler>(pending: &mut BytesMut, handler: &mut H) -> Result<(), H::Refusal> {
+/// Handles every whole frame of `pending`, giving way after each turn; until when the handler wants a pause, if it does.
+async fn handle_all<H: FrameHandler>(pending: &mut BytesMut, handler: &mut H) -> Result<Option<Instant>, H::Refusal> {
     while !pending.is_empty() {
         let now = now();
-        let more = wake::after(|| handle_turn(pending, handler, now))?;
-        if !more {
-            return Ok(());
+        match wake::after(|| handle_turn(pending, handler, now))? {
+            Turn::Empty => return Ok(handler.paused_until().filter(|until| *until > now)),
+            Turn::Paused(until) => return Ok(Some(until)),
+            Turn::More => tokio::task::yield_now().await,
         }
-        tokio::task::yield_now().await;
     }
-    Ok(())
+    Ok(None)
 }
 
-/// Handles at most one turn of frames; true if there may be more.
-fn handle_turn<H: FrameHandler>(pending: &mut BytesMut, handler: &mut H, now: Instant) -> Result<bool, H::Refusal> {
+/// How a turn ended.
+enum Turn {
+    /// No whole frame is left.
+    Empty,
+    /// The handler wants a pause.
+    Paused(Instant),
+    /// There may be more frames.
+    More,
+}
+
+/// Handles at most one turn of frames.
+fn handle_turn<H: FrameHandler>(pending: &mut BytesMut, handler: &mut H, now: Instant) -> Result<Turn, H::Refusal> {
     for _ in 0..FRAMES_PER_TURN {
+        if let Some(until) = handler.paused_until().filter(|until| *until > now) {
+            return Ok(Turn::Paused(until));
+        }
         if !handler.handle_frame(pending, now)? {
-            return Ok(false);
+            return Ok(Turn::Empty);
         }
     }
-    Ok(true)
+    Ok(Turn::More)
 }
 
 /// Reads what is there into `pending`, holding read memory only while bytes are at hand.

@@ -2,7 +2,7 @@
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use super::stderr::StandardError;
 use super::traces::Traces;
@@ -22,18 +22,37 @@ pub enum LogsError {
 /// Libraries whose lines are only for their own authors: what matters of Raft, the control plane says itself. The configured filter comes after and may say otherwise.
 const QUIETER: &str = "openraft=off,chunked_wal=warn,raft_log=warn";
 
+/// Changes the filter of a process that logs.
+#[derive(Debug, Clone)]
+pub struct LogFilter {
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+impl LogFilter {
+    /// Goes on with another filter.
+    ///
+    /// # Errors
+    /// [`LogsError::Filter`].
+    pub fn set(&self, filter: &str) -> Result<(), LogsError> {
+        // The subscriber lives as long as the process.
+        drop(self.handle.reload(self::filter(filter)?));
+        Ok(())
+    }
+}
+
 /// Makes this process log, and trace if `traces` is given.
 ///
 /// # Errors
 /// [`LogsError`].
-pub fn init(filter: &str, format: LogFormat, traces: Option<&Traces>) -> Result<(), LogsError> {
+pub fn init(filter: &str, format: LogFormat, traces: Option<&Traces>) -> Result<LogFilter, LogsError> {
     let lines = tracing_subscriber::fmt::layer().with_writer(|| StandardError);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(self::filter(filter)?)).with(traces.map(Traces::layer)).try_init()?;
-    Ok(())
+    let (filter, handle) = reload::Layer::new(self::filter(filter)?);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces.map(Traces::layer)).try_init()?;
+    Ok(LogFilter { handle })
 }
 
 fn filter(configured: &str) -> Result<EnvFilter, LogsError> {

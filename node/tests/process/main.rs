@@ -3,6 +3,7 @@
 
 mod harness;
 mod lifecycle;
+mod limits;
 mod operator;
 mod relay;
 mod startup;

@@ -9,8 +9,10 @@
 //! | [`handshake`] | login, both sides |
 //! | [`upgrade`] | HTTP heads before the first frame |
 //! | [`meta_cert`] | names of the certificate that carries the server key |
+//! | [`admit`] | what is asked of an admission URL |
 //! | [`ping`] | bounds of a client's pings |
 
+pub mod admit;
 pub mod decoder;
 pub mod encoder;
 pub mod frame;

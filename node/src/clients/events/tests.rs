@@ -129,6 +129,10 @@ async fn two_proven_homes_for_thirty_seconds_raise_the_clone_alarm_and_a_side_co
     assert!(health(29).await.is_empty());
     let raised = health(10).await;
     assert!(matches!(&raised[..], [Frame::Health { problem }] if !problem.is_empty()));
+    let alarms = (world.registry.metrics().clone_alarms.get(), world.registry.metrics().clone_alarms_raised.get());
+    assert_eq!(alarms, (1, 1));
     world.other_says(release(KEY, 2, true));
     assert_eq!(health(10).await, [Frame::Health { problem: String::new() }]);
+    let alarms = (world.registry.metrics().clone_alarms.get(), world.registry.metrics().clone_alarms_raised.get());
+    assert_eq!(alarms, (0, 1), "healthy again");
 }

@@ -8,8 +8,10 @@ use causeway_proto::derp::frame::PeerGoneReason;
 use causeway_proto::id::{BootId, Epoch, NodeId, RegionId};
 use causeway_proto::presence::PresenceKey;
 
+use super::super::connection::CloseReason;
 use super::super::peer_gone::{TRACKED_PEERS_MAX, TrackedPeers};
 use super::*;
+use crate::limits::bucket::Rate;
 use crate::pump::lanes::Batch;
 
 const OWN: NodeId = NodeId(1);
@@ -192,16 +194,22 @@ fn who_was_written_a_packet_hears_when_its_source_is_gone_and_again_if_it_return
 }
 
 #[test]
-fn a_keys_rate_is_shared_by_its_connections() {
+fn a_keys_rate_is_shared_by_its_connections_and_changes_while_they_live() {
     let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
     let owner_log = OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), view);
-    let limits = ClientLimits { key_rate: Some(Rate { per_second: 1, burst: 100 }), ..ClientLimits::default() };
+    let rates = Rates { key: Some(Rate { per_second: 1, burst: 100 }), client: None };
+    let limits = ClientLimits { rates, ..ClientLimits::default() };
     let registry = Registry::new(RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: PumpShared::new(), limits });
-    let (one, other) = (register(&registry, facts(1)), register(&registry, facts(1)));
+    let (mut one, mut other) = (register(&registry, facts(1)), register(&registry, facts(1)));
     let now = Instant::now();
-    assert!(one.may_send(60, now));
-    assert!(!other.may_send(60, now) && other.may_send(40, now));
-    assert!(register(&registry, facts(2)).may_send(100, now));
+    assert_eq!(one.spend(60, now), None);
+    assert_eq!(other.spend(60, now), Some(now + Duration::from_secs(20)));
+    assert_eq!(register(&registry, facts(2)).spend(100, now), None, "another key");
+    let mut mesh = register(&registry, ClientFacts { is_mesh_peer: true, ..facts(3) });
+    assert_eq!(mesh.spend(1 << 20, now), None, "stock mesh peers are exempt");
+    assert_eq!(registry.metrics.rate_pauses.get(), 1);
+    registry.set_limits(ClientLimits::default());
+    assert_eq!(one.spend(1 << 20, now), None, "without a restart");
 }
 
 #[test]
@@ -219,7 +227,8 @@ fn a_watcher_that_falls_too_far_behind_is_closed_and_others_are_not() {
         assert!(changes <= 200_000, "bounded");
     }
     assert!(changes > 100_000, "a full node's flood fits");
-    assert!(slow.connection().has_overflowed() && !reading.connection().cancel.is_cancelled());
+    assert_eq!(slow.connection().closed_because(), Some(CloseReason::ControlLane));
+    assert!(!reading.connection().cancel.is_cancelled());
 }
 
 #[test]

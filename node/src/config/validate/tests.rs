@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::super::{Cidr, Config, FileConfig, Tls};
+use super::super::{AdmissionSource, Cidr, Config, FileConfig, Tls};
 
 /// A directory with a good key file beside the configuration; the text it starts from.
 fn good(dir: &Path) -> String {
@@ -52,6 +52,7 @@ fn the_example_documents_every_field_with_its_default() {
     assert_eq!(example.limits, FileConfig::default().limits);
     assert_eq!(example.derp, FileConfig::default().derp);
     assert_eq!(example.mesh, FileConfig::default().mesh);
+    assert_eq!(example.admission, FileConfig::default().admission);
 }
 
 #[test]
@@ -74,6 +75,8 @@ fn each_mistake_names_file_field_and_what_would_be_right() {
     write_secret(&dir.path().join("short.key"), "5a5a", 0o600);
     write_secret(&dir.path().join("zero.key"), &"00".repeat(32), 0o600);
     write_secret(&dir.path().join("long.key"), &"5a".repeat(4096), 0o600);
+    fs::write(dir.path().join("bad.keys"), format!("# team\nprivkey:{}\n", "5a".repeat(32))).unwrap();
+    let url = |url: &str| vec!["admission.sources=['verify_url']".to_owned(), format!("admission.verify_url={url}")];
     let cases: Vec<(Vec<String>, &str, &str)> = vec![
         (vec!["name=".into()], "name", "unique"),
         (vec!["name=A b".into()], "name", "a-z"),
@@ -108,6 +111,37 @@ fn each_mistake_names_file_field_and_what_would_be_right() {
         (vec!["limits.connections=0".into()], "limits.connections", "1 to 1000000"),
         (vec!["limits.client_queue_bytes=65536".into()], "limits.client_queue_bytes", "131072 to"),
         (vec!["limits.connections_per_key=0".into()], "limits.connections_per_key", "1 to 1024"),
+        (vec!["limits.client_rate_bytes_per_second=100".into()], "limits.client_rate_bytes_per_second", "at least 8192"),
+        (vec!["limits.key_rate_bits_per_second=65535".into()], "limits.key_rate_bits_per_second", "at least 65536"),
+        (vec!["admission.sources=['allow_file']".into()], "admission.allow_file", "missing"),
+        (vec!["admission.deny_file=x".into()], "admission.deny_file", "add \"deny_file\" to admission.sources"),
+        (
+            vec!["admission.sources=['allow_file']".into(), format!("admission.allow_file={}", at("none.keys"))],
+            "admission.allow_file",
+            "none.keys: No such file",
+        ),
+        (
+            vec!["admission.sources=['deny_file']".into(), format!("admission.deny_file={}", at("bad.keys"))],
+            "admission.deny_file",
+            "bad.keys, line 2: wanted",
+        ),
+        (vec!["admission.sources=['tailscaled','tailscaled']".into()], "admission.sources", "twice"),
+        (
+            vec!["admission.sources=['tailscaled']".into(), "admission.tailscaled_socket=".into()],
+            "admission.tailscaled_socket",
+            "missing",
+        ),
+        (vec!["admission.recheck_seconds=0".into()], "admission.recheck_seconds", "1 to"),
+        (url("verify"), "admission.verify_url", "https://"),
+        (url("https://"), "admission.verify_url", "not a URL"),
+        (url("ftp://host/verify"), "admission.verify_url", "https"),
+        (url("https://user:secret@host/verify"), "admission.verify_url", "user name"),
+        (url("http://192.0.2.1/verify"), "admission.verify_url", "verify_url_plain"),
+        (
+            [url("https://host/"), vec!["admission.verify_url_ca_file=/none.pem".into()]].concat(),
+            "admission.verify_url_ca_file",
+            "/none.pem",
+        ),
         (vec!["log.filter=a=b=c".into()], "log.filter", "directives"),
     ];
     for (sets, field, wanted) in cases {
@@ -115,6 +149,26 @@ fn each_mistake_names_file_field_and_what_would_be_right() {
         let error = validate(&text, &sets).expect_err(sets[0]);
         assert!(error.contains(&format!("node.toml: {field}: ")) && error.contains(wanted), "{sets:?}: {error}");
     }
+}
+
+#[test]
+fn admission_takes_its_sources_in_the_order_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = good(dir.path());
+    fs::write(dir.path().join("keys"), format!("nodekey:{}", "5a".repeat(32))).unwrap();
+    let file = format!("admission.deny_file={}", dir.path().join("keys").display());
+    for url in ["http://127.0.0.1:8080/verify", "http://localhost/verify", "http://[::1]/verify", "http://192.0.2.1/verify"] {
+        let url = format!("admission.verify_url={url}");
+        let sets = ["admission.sources=['verify_url','tailscaled','deny_file']", &url, &file, "admission.verify_url_plain=true"];
+        let config = validate(&text, if url.contains("192") { &sets } else { &sets[..3] }).unwrap();
+        assert!(matches!(
+            &config.admission.sources[..],
+            [AdmissionSource::VerifyUrl { .. }, AdmissionSource::Tailscaled(_), AdmissionSource::DenyFile(_)]
+        ));
+    }
+    assert!(validate(&text, &[]).unwrap().admission.sources.is_empty());
+    let error = validate(&text, &["admission.sources=['verify']"]).unwrap_err();
+    assert!(error.contains("verify") && error.contains("allow_file"), "{error}");
 }
 
 #[test]

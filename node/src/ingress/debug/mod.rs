@@ -41,8 +41,6 @@ pub struct DebugParts {
     pub started: SystemTime,
     /// Wall time.
     pub clock: fn() -> SystemTime,
-    /// Bytes per second and burst of a client, if limited.
-    pub client_rate: Option<(u64, u64)>,
 }
 
 /// The debug pages of a node. Cheap to clone.
@@ -110,6 +108,6 @@ impl DebugPages {
         let (clock, pump) = (Arc::new(SystemTime::now), PumpShared::new());
         let registry = Registry::new(RegistryParts { owner_log, clock, pump, limits: ClientLimits::default() });
         let started = SystemTime::now();
-        Self::new(DebugParts { exporter, registry, view, region, started, clock: SystemTime::now, client_rate: None })
+        Self::new(DebugParts { exporter, registry, view, region, started, clock: SystemTime::now })
     }
 }

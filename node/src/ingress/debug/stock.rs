@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 use super::DebugParts;
 use super::samples::Samples;
 use crate::forward::accounting::PacketKind;
+use crate::limits::bucket::Rate;
 
 /// A stock metric with its value.
 #[derive(Debug)]
@@ -57,6 +58,13 @@ enum Source {
     /// The node's version.
     Version,
 }
+
+/// What bounds a client first.
+fn client_rate(parts: &DebugParts) -> Option<Rate> {
+    let rates = parts.registry.limits().rates;
+    rates.client.or(rates.key)
+}
+
 use Source::{Drops, Here, Histogram, Labelled, Maybe, Sum, Sums, Version};
 
 /// Drop reasons of a stock derper. `dup_client` is always 0 here: one connection of a key is always active.
@@ -135,8 +143,9 @@ const TABLE: &[Row] = &[
     ("derp", "counter_buffered_write_frames", Histogram("causeway_packets_write_frames")),
     ("derp", "gauge_memstats_sys0", Sum("causeway_process_resident_memory_bytes", &[])),
     ("derp", "gauge_current_file_descriptors", Sum("causeway_process_open_fds", &[])),
-    ("derp", "rate_limit_per_client_bytes_per_second", Maybe(|parts| parts.client_rate.map(|(rate, _)| rate as f64))),
-    ("derp", "rate_limit_per_client_burst_bytes", Maybe(|parts| parts.client_rate.map(|(_, burst)| burst as f64))),
+    ("derp", "rate_limit_per_client_bytes_per_second", Maybe(|parts| client_rate(parts).map(|rate| rate.per_second as f64))),
+    ("derp", "rate_limit_per_client_burst_bytes", Maybe(|parts| client_rate(parts).map(|rate| rate.burst as f64))),
+    ("derp", "rate_limit_per_client_waited", Sum("causeway_clients_rate_pauses_total", &[])),
     ("derp", "version", Version),
     (
         "",

@@ -132,9 +132,14 @@ impl DerpServer {
         stream.io.flush().await?;
 
         let pending = read_login(handshake, &mut stream.io, &mut stream.buffered).await?;
-        let is_mesh_peer = self.check(pending.login(), stream.remote.ip()).await?;
-        stream.permit.authenticate()?;
         let login = pending.login();
+        let applicant = Applicant { key: login.key, source: stream.remote.ip().to_canonical() };
+        let is_mesh_peer = self.check(login, applicant.source)?;
+        let decided_at = self.parts.admission.generation();
+        if !is_mesh_peer {
+            self.admit(applicant).await?;
+        }
+        stream.permit.authenticate()?;
         let facts = ClientFacts {
             key: login.key,
             remote: stream.remote,
@@ -145,18 +150,22 @@ impl DerpServer {
         };
         // Registered before the answer, so that whoever has the answer can be reached.
         let registration = self.parts.registry.register(facts, self.parts.cancel.child_token(), now())?;
-        let (answer, session) = pending.accept(&ServerInfo::current());
+        if !is_mesh_peer && self.parts.admission.generation() != decided_at {
+            // What changed meanwhile was not looked at for a connection that was not there yet.
+            self.admit(applicant).await?;
+        }
+        let info = if is_mesh_peer { ServerInfo::current() } else { self.parts.registry.limits().rates.server_info() };
+        let (answer, session) = pending.accept(&info);
         stream.io.write_all(&answer).await?;
         stream.io.flush().await?;
         Ok((session, registration))
     }
 
     /// Decides on a proven login; whether it has the rights of a mesh peer.
-    async fn check(&self, login: &Login, address: IpAddr) -> Result<bool, AcceptError> {
+    fn check(&self, login: &Login, source: IpAddr) -> Result<bool, AcceptError> {
         if !self.replays.is_fresh(&login.key, &login.nonce) {
             return Err(AcceptError::Replay);
         }
-        let source = address.to_canonical();
         let is_mesh_peer = login.is_mesh_peer && self.parts.mesh_sources.iter().any(|network| network.contains(source));
         if login.info.mesh_key.is_some() && !is_mesh_peer {
             self.metrics.mesh_tries_refused.inc();
@@ -164,10 +173,14 @@ impl DerpServer {
                 return Err(AcceptError::MeshTries);
             }
         }
-        if !is_mesh_peer && self.parts.admission.decide(Applicant { key: login.key, source }).await != Decision::Allow {
-            return Err(AcceptError::Denied);
-        }
         Ok(is_mesh_peer)
+    }
+
+    async fn admit(&self, applicant: Applicant) -> Result<(), AcceptError> {
+        match self.parts.admission.decide(applicant).await {
+            Decision::Allow => Ok(()),
+            Decision::Deny(_) => Err(AcceptError::Denied),
+        }
     }
 }
 

@@ -9,12 +9,13 @@ use causeway_proto::derp::encoder;
 use causeway_proto::derp::frame::{Frame, FrameType, PeerGoneReason};
 use causeway_proto::derp::handshake::server::ServerSession;
 use causeway_proto::key::NodePublic;
+use causeway_proto::limits::DERP_HEADER_LEN;
 use causeway_proto::packet::{Class, Packet, is_disco};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::DerpServer;
 use crate::clients::peer_gone::TrackedPeers;
-use crate::clients::{ClientConnection, Registration, TooManyWatchers};
+use crate::clients::{ClientConnection, CloseReason, Registration, TooManyWatchers};
 use crate::forward::accounting::AcceptedFrom;
 use crate::forward::{DropReason, Verdict};
 use crate::limits::bucket::{Rate, TokenBucket};
@@ -116,8 +117,7 @@ where
         ReaderEnd::Eof { clean: false } => "eof_in_frame",
         ReaderEnd::Io(_) => "read_error",
         ReaderEnd::Refused(violation) => violation.reason(),
-        ReaderEnd::Cancelled if connection.has_overflowed() => "control_lane",
-        ReaderEnd::Cancelled => "closed",
+        ReaderEnd::Cancelled => connection.closed_because().map_or("closed", CloseReason::label),
     };
     server.metrics.ended(reason);
     tracing::debug!(client = %connection.facts().key, remote = %connection.facts().remote, ?end, "connection ended");
@@ -177,6 +177,7 @@ struct ConnectionHandler {
     registration: Registration,
     not_here: TokenBucket,
     pongs: TokenBucket,
+    paused_until: Option<Instant>,
 }
 
 impl FrameHandler for ConnectionHandler {
@@ -187,17 +188,27 @@ impl FrameHandler for ConnectionHandler {
     }
 
     fn handle_frame(&mut self, buffer: &mut BytesMut, now: Instant) -> Result<bool, Violation> {
-        let before = buffer.len();
+        let buffered = buffer.len();
         let decoded = self.session.decoder.decode(buffer);
-        self.connection().traffic().note_received(before.saturating_sub(buffer.len()));
+        self.connection().traffic().note_received(buffered - buffer.len());
         let skipped = self.session.decoder.take_skipped();
         if skipped.unknown > 0 {
             self.server.metrics.unknown_frames.inc_by(skipped.unknown);
         }
-        let Some(frame) = decoded? else { return Ok(false) };
+        let decoded = decoded?;
+        let headers = usize::try_from(skipped.unknown).unwrap_or(usize::MAX).saturating_add(decoded.is_some().into());
+        let payloads = (buffered - buffer.len()).saturating_sub(headers.saturating_mul(DERP_HEADER_LEN));
+        if payloads > 0 {
+            self.paused_until = self.registration.spend(payloads, now);
+        }
+        let Some(frame) = decoded else { return Ok(false) };
         self.server.parts.registry.note_frame(self.registration.connection());
         self.handle(frame, now)?;
         Ok(true)
+    }
+
+    fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
     }
 }
 
@@ -205,7 +216,7 @@ impl ConnectionHandler {
     fn new(server: Arc<DerpServer>, session: ServerSession, registration: Registration) -> Self {
         let now = tokio::time::Instant::now().into_std();
         let (not_here, pongs) = (TokenBucket::new(NOT_HERE_RATE, now), TokenBucket::new(PONG_RATE, now));
-        Self { server, session, registration, not_here, pongs }
+        Self { server, session, registration, not_here, pongs, paused_until: None }
     }
 
     const fn connection(&self) -> &Arc<ClientConnection> {
@@ -266,10 +277,6 @@ impl ConnectionHandler {
         parts.accounting.accepted(from, &payload);
         if src.is_zero() {
             parts.accounting.dropped(DropReason::BadHeader, &payload);
-            return Ok(());
-        }
-        if from == AcceptedFrom::Client && !self.registration.may_send(payload.len(), now) {
-            parts.accounting.dropped(DropReason::RateLimited, &payload);
             return Ok(());
         }
         let disco = is_disco(&payload);

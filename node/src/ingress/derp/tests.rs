@@ -1,5 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
-//! Clients and stock mesh peers against a node without a mesh, over real sockets, byte for byte.
+//! Clients and stock mesh peers against a node without a mesh, over real sockets (or, where time is not the real one, over pipes in
+//! memory), byte for byte.
+
+mod admission;
+mod duplicates;
+mod pace;
 
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -12,18 +17,18 @@ use causeway_proto::derp::frame::{Frame, PeerGoneReason, PresentFlags};
 use causeway_proto::derp::handshake::Step;
 use causeway_proto::derp::handshake::client::ClientHandshake;
 use causeway_proto::derp::handshake::server::MeshKeys;
-use causeway_proto::derp::info::ClientInfo;
+use causeway_proto::derp::info::{ClientInfo, ServerInfo};
 use causeway_proto::id::{BootId, Epoch, NodeId, RegionId};
 use causeway_proto::key::{MeshKey, NodePrivate};
 use causeway_proto::link::frame::Stale;
 use causeway_proto::packet::{DISCO_LEN_MIN, DISCO_MAGIC, Packet};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::admission::{Applicant, Decision, Open};
+use crate::admission::{Applicant, Decision, Denial, Open};
 use crate::clients::{ClientLimits, RegistryParts, events};
 use crate::forward::links::NodeLinks;
 use crate::forward::{Books, DropReason, Verdict};
@@ -54,11 +59,7 @@ struct DenyAll;
 
 impl Admission for DenyAll {
     fn decide(&self, _: Applicant) -> futures::future::BoxFuture<'_, Decision> {
-        Box::pin(std::future::ready(Decision::Deny))
-    }
-
-    fn is_open(&self) -> bool {
-        false
+        Box::pin(std::future::ready(Decision::Deny(Denial::NotListed)))
     }
 }
 
@@ -77,11 +78,14 @@ impl TestNode {
     }
 
     async fn start_with(admission: Arc<dyn Admission>) -> Self {
+        Self::start_as(admission, ClientLimits::default()).await
+    }
+
+    async fn start_as(admission: Arc<dyn Admission>, limits: ClientLimits) -> Self {
         let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
         let owner_log = OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), Arc::clone(&view));
         let pump = PumpShared::new();
-        let parts =
-            RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: pump.clone(), limits: ClientLimits::default() };
+        let parts = RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: pump.clone(), limits };
         let registry = Registry::new(parts);
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         tracker.spawn(events::follow(Arc::clone(&registry), Arc::clone(&view), OWN, cancel.clone()));
@@ -115,12 +119,26 @@ impl TestNode {
     async fn dial(&self, fast_start: bool, ideal_node: Option<&str>) -> TcpStream {
         let dialled = TcpStream::connect(self.listener.local_addr().unwrap()).await.unwrap();
         let (io, remote) = self.listener.accept().await.unwrap();
-        let permit = self.gate.admit(remote.ip(), std::time::Instant::now()).unwrap();
+        self.serve(io, remote, fast_start, ideal_node);
+        dialled
+    }
+
+    /// The same without a socket, so that paused time waits for nothing.
+    fn dial_in_memory(&self, ideal_node: Option<&str>) -> DuplexStream {
+        let (dialled, io) = tokio::io::duplex(PIPE_LEN);
+        self.serve(io, SocketAddr::from(([127, 0, 0, 1], 1)), true, ideal_node);
+        dialled
+    }
+
+    fn serve<S>(&self, io: S, remote: SocketAddr, fast_start: bool, ideal_node: Option<&str>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let permit = self.gate.admit(remote.ip(), tokio::time::Instant::now().into_std()).unwrap();
         let ideal_node = ideal_node.map(str::to_owned);
         let stream = UpgradedStream { io, buffered: BytesMut::new(), remote, fast_start, ideal_node, permit };
         let server = Arc::clone(&self.server);
         self.tracker.spawn(async move { server.serve(stream).await });
-        dialled
     }
 
     async fn client(&self) -> Client {
@@ -133,19 +151,26 @@ impl TestNode {
     }
 
     async fn login(&self, private: NodePrivate, info: ClientInfo) -> Client {
-        let mut io = self.dial(true, None).await;
+        let io = self.dial(true, None).await;
+        self.login_over(Box::new(io), private, info).await.expect("the login is answered")
+    }
+
+    /// Logs in; `None` if the server closes instead.
+    async fn login_over(&self, mut io: Box<dyn Io>, private: NodePrivate, info: ClientInfo) -> Option<Client> {
         let key = private.public();
         let (login, mut handshake) = ClientHandshake::new(private, info).fast_start(self.server.public_key()).unwrap();
         io.write_all(&login).await.unwrap();
         let mut buffer = BytesMut::new();
-        loop {
+        let info = loop {
             match handshake.read_server_info(&mut buffer).unwrap() {
-                Step::Done(_) => break,
+                Step::Done((info, _)) => break info,
                 Step::More(again) => handshake = again,
             }
-            assert!(io.read_buf(&mut buffer).await.unwrap() > 0, "the server closed during login");
-        }
-        Client { io, key, buffer, decoder: Decoder::client() }
+            if !io.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
+                return None;
+            }
+        };
+        Some(Client { io, key, buffer, decoder: Decoder::client(), info })
     }
 
     /// Waits until nothing moves and everything is accounted for.
@@ -174,11 +199,19 @@ impl TestNode {
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// Bytes on their way over a connection in memory.
+const PIPE_LEN: usize = 64 * 1024;
+
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
 struct Client {
-    io: TcpStream,
+    io: Box<dyn Io>,
     key: NodePublic,
     buffer: BytesMut,
     decoder: Decoder,
+    /// What the server said at login.
+    info: ServerInfo,
 }
 
 impl Client {
