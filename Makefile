@@ -65,10 +65,12 @@ sim: ## Replays one seed of the simulations (SEED=n)
 	SEED=$(SEED) $(CARGO) test -p causeway-node --test router_model -- --nocapture
 
 .PHONY: fuzz
-fuzz: ## Fuzzes one decoder until Ctrl-C (TARGET=x); needs cargo-fuzz and a nightly toolchain
-	@[ -n "$(TARGET)" ] || { echo "usage: make fuzz TARGET=x, where x is one of: $(notdir $(basename $(wildcard proto/fuzz/fuzz_targets/*.rs)))" >&2; exit 2; }
-	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
-	cd proto/fuzz && $(CARGO) +nightly fuzz run $(TARGET)
+fuzz: ## Fuzzes every decoder for a minute, or as told (SECONDS=600 TARGET=link_frames); needs a C++ compiler
+	proto/fuzz/run $(or $(SECONDS),60) $(TARGET)
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## Fuzzes every decoder for a few seconds, as CI does
+	proto/fuzz/run $(or $(SECONDS),5)
 
 .PHONY: bench
 bench: ## Measures whole processes and prints medians (ARGS="forward --rounds 3", see docs/benchmarks.md)

@@ -8,6 +8,8 @@ pub mod defaults;
 mod error;
 pub mod file;
 pub mod metrics;
+#[cfg(test)]
+mod mutation_tests;
 mod reload;
 pub mod validate;
 

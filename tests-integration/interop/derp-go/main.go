@@ -14,6 +14,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,13 +42,14 @@ func main() {
 	meshKeyFile := flag.String("mesh-key-file", "", "file with the DERP mesh key (64 hex digits); mesh scenarios need it")
 	settle := flag.Duration("settle", 100*time.Millisecond, "pause between the answer to a login and the first packet")
 	timeout := flag.Duration("timeout", 15*time.Second, "limit for one scenario")
+	long := flag.Bool("long", false, "`all` includes scenarios that take minutes by themselves")
 	strict := flag.Bool("strict", false, "a scenario that the map or flags do not allow counts as failed, not as skipped")
 	asJSON := flag.Bool("json", false, "print one JSON object per scenario")
 	verbose := flag.Bool("v", false, "log what the stock client code logs")
 	flag.Usage = usage
 	flag.Parse()
 
-	chosen, err := chooseScenarios(flag.Args())
+	chosen, err := chooseScenarios(flag.Args(), *long)
 	if err == nil && *mapSource == "" {
 		err = errors.New("-map is missing: give the URL or file of a DERP map")
 	}
@@ -88,12 +90,12 @@ func usage() {
 	flag.PrintDefaults()
 }
 
-func chooseScenarios(names []string) ([]scenario, error) {
+func chooseScenarios(names []string, long bool) ([]scenario, error) {
 	if len(names) == 0 {
 		return nil, errors.New("name at least one scenario, or `all`")
 	}
 	if len(names) == 1 && names[0] == "all" {
-		return scenarios, nil
+		return slices.DeleteFunc(slices.Clone(scenarios), func(s scenario) bool { return s.long && !long }), nil
 	}
 	var chosen []scenario
 next:
@@ -119,7 +121,7 @@ func run(s scenario, e *env, timeout time.Duration, mustRun bool) (r result) {
 		}
 		return r
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), max(timeout, s.limit))
 	defer cancel()
 	start := time.Now()
 	t := &trial{env: e, ctx: ctx}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"tailscale.com/derp"
 	"tailscale.com/derp/derphttp"
@@ -42,6 +43,10 @@ type scenario struct {
 	what  string
 	needs needs
 	run   func(*trial) error
+	// limit replaces that of -timeout where that is shorter: for what takes long by itself.
+	limit time.Duration
+	// long is not part of `all`, unless -long is given.
+	long bool
 }
 
 // burstLen is what a stock server's queue for one client holds: none of that many packets may be lost.
@@ -51,23 +56,39 @@ const burstLen = 32
 const discoLenMin = len(disco.Magic) + 32 + 24
 
 var scenarios = []scenario{
-	{"one-node", "two clients of one node exchange packets, both ways, none doubled", needs{}, oneNode},
-	{"one-region", "the same through two nodes of one region", needs{nodes: 2}, oneRegion},
-	{"two-regions", "the same through nodes of different regions, every pair of regions", needs{regions: 2}, twoRegions},
-	{"in-order", "a burst of small packets arrives whole and in order, on one node and across regions", needs{}, inOrder},
-	{"fast-start", "server key comes from the MetaCert over TLS 1.3; the first frame is the greeting, no HTTP answer", needs{}, fastStart},
-	{"ping", "ping is answered", needs{}, ping},
-	{"note-preferred", "home region noted, revoked and noted again without harm", needs{}, notePreferred},
-	{"packet-64k", "the largest packet, 65536 bytes, arrives", needs{}, packet64k},
-	{"packet-empty", "a packet of no bytes arrives", needs{}, packetEmpty},
-	{"packet-to-self", "a packet to one's own key comes back", needs{}, packetToSelf},
-	{"peer-gone-not-here", "a disco packet to an absent key is answered; an ordinary one is not", needs{}, peerGoneNotHere},
-	{"peer-gone-on-leave", "whoever heard from a client learns when it leaves its node", needs{}, peerGoneOnLeave},
-	{"peer-gone-across-regions", "the same across regions", needs{regions: 2}, peerGoneAcrossRegions},
-	{"mesh-watch", "a mesh login watches: itself in the flood, 51-byte present, 33-byte gone", needs{meshKey: true}, meshWatch},
-	{"mesh-forward", "a forwarded packet arrives with the source it names", needs{meshKey: true}, meshForward},
-	{"mesh-close-peer", "a mesh login closes another client's connection", needs{meshKey: true}, meshClosePeer},
-	{"mesh-wrong-key", "a login with another mesh key is an ordinary client: watching ends the connection", needs{}, meshWrongKey},
+	{name: "one-node", what: "two clients of one node exchange packets, both ways, none doubled", run: oneNode},
+	{name: "one-region", what: "the same through two nodes of one region", needs: needs{nodes: 2}, run: oneRegion},
+	{name: "two-regions", what: "the same through nodes of different regions, every pair of regions", needs: needs{regions: 2}, run: twoRegions},
+	{name: "in-order", what: "a burst of small packets arrives whole and in order, on one node and across regions", run: inOrder},
+	{name: "bulk", what: "100 MB through two nodes of a region, 30 packets in flight, in order, none lost", needs: needs{nodes: 2}, run: bulk, limit: 5 * time.Minute},
+	{name: "queuing-delay", what: "small packets at a steady pace, through one node and two: none lost, none late", needs: needs{nodes: 2}, run: queuingDelay, limit: time.Minute},
+	{name: "raw-upgrade", what: "without fast start: the exact 101 block, then a greeting of 40 bytes", run: rawUpgrade},
+	{name: "fast-start", what: "server key comes from the MetaCert over TLS 1.3; the first frame is the greeting, no HTTP answer", run: fastStart},
+	{name: "meta-cert", what: "MetaCert: last in the chain, name, serial, one extension, no key identifiers", run: metaCertExact},
+	{name: "pinned-certificate", what: "a client that knows only the certificate's hash is content, MetaCert or not", run: pinned},
+	{name: "server-info", what: "ServerInfo comes first, opens with the client's key, says version 2 and nothing else", run: serverInfo},
+	{name: "client-info-json", what: "which JSON of a login is taken: case, unknown fields, wrong types, mesh keys", run: clientInfoJSON},
+	{name: "weak-keys", what: "the zero key and keys of low order log nobody in", run: weakKeysRefused},
+	{name: "size-rules", what: "each frame's limits, one byte inside and one outside", run: sizeRulesHold},
+	{name: "unprivileged-frames", what: "mesh frames without the mesh key end the connection and do nothing", run: unprivilegedFrames},
+	{name: "ping", what: "ping is answered", run: ping},
+	{name: "note-preferred", what: "home region noted, revoked and noted again without harm", run: notePreferred},
+	{name: "packet-64k", what: "the largest packet, 65536 bytes, arrives", run: packet64k},
+	{name: "packet-empty", what: "a packet of no bytes arrives", run: packetEmpty},
+	{name: "packet-to-self", what: "a packet to one's own key comes back", run: packetToSelf},
+	{name: "peer-gone-not-here", what: "a disco packet to an absent key is answered; an ordinary one is not", run: peerGoneNotHere},
+	{name: "not-here-limit", what: "ten quick disco packets to nobody are answered three times", run: notHereLimit},
+	{name: "peer-gone-on-leave", what: "whoever heard from a client learns when it leaves its node", run: peerGoneOnLeave},
+	{name: "peer-gone-twice", what: "and learns it again after the client's second visit", run: peerGoneTwice},
+	{name: "peer-gone-across-regions", what: "the same across regions", needs: needs{regions: 2}, run: peerGoneAcrossRegions},
+	{name: "duplicate-key", what: "of several connections of a key the newest, then the last writer gets the packets; survivors take over", run: duplicateKey},
+	{name: "mesh-watch", what: "a mesh login watches: itself in the flood, 51-byte present, 33-byte gone", needs: needs{meshKey: true}, run: meshWatch},
+	{name: "mesh-watch-duplicates", what: "each connection of a key is told, its departure once", needs: needs{meshKey: true}, run: watchDuplicates},
+	{name: "mesh-forward", what: "a forwarded packet arrives with the source it names", needs: needs{meshKey: true}, run: meshForward},
+	{name: "mesh-close-peer", what: "a mesh login closes another client's connection", needs: needs{meshKey: true}, run: meshClosePeer},
+	{name: "mesh-close-peer-all", what: "and all connections of a key", needs: needs{meshKey: true}, run: meshClosePeerAll},
+	{name: "mesh-wrong-key", what: "a login with another mesh key is an ordinary client: watching ends the connection", run: meshWrongKey},
+	{name: "idle", what: "a client that says nothing stays connected for more than five minutes", run: idle, limit: 7 * time.Minute, long: true},
 }
 
 func (t *trial) node(region int) *tailcfg.DERPNode { return t.regions[region].Nodes[0] }
