@@ -1,5 +1,6 @@
 //! What the control plane is started with.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,6 +9,8 @@ use causeway_proto::key::MeshKey;
 use causeway_rpc::v1;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::discovery::DnsName;
 
 /// Timing of Raft elections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,6 +29,10 @@ pub struct Seeds {
     pub static_list: Vec<String>,
     /// A file with a JSON list of HOST:PORT, read again when it changes.
     pub file: Option<PathBuf>,
+    /// Names that stand for mesh ports.
+    pub dns: Vec<DnsName>,
+    /// Where these are asked for; empty: as the system is configured.
+    pub dns_servers: Vec<SocketAddr>,
 }
 
 /// A node's settings of the control plane.

@@ -21,6 +21,8 @@ pub mod raft;
 mod refusals;
 mod start;
 pub mod status;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod watch;
 
 use std::sync::Arc;

@@ -7,24 +7,27 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::discovery::DiscoveryMetrics;
 use crate::fleet::Fleet;
 use crate::refusals::CallsRefused;
 use crate::status::Status;
 use crate::watch::WatchMetrics;
 
-/// Metrics of watch, Raft and fleet.
+/// Metrics of watch, Raft, fleet and discovery.
 #[derive(Debug, Clone)]
 pub struct ControlMetrics {
     pub(crate) watch: WatchMetrics,
     pub(crate) calls_refused: CallsRefused,
+    pub(crate) discovery: DiscoveryMetrics,
     pub(crate) fleet: Arc<Fleet>,
 }
 
 impl ControlMetrics {
-    /// Registers everything below `causeway_watch_`, `causeway_raft_` and `causeway_fleet_`.
+    /// Registers everything below `causeway_watch_`, `causeway_raft_`, `causeway_fleet_` and `causeway_discovery_`.
     pub fn register(&self, registry: &mut Registry) {
         self.watch.register(registry);
         self.calls_refused.register(registry);
+        self.discovery.register(registry);
         registry.register_collector(Box::new(FleetCollector { status: Status { fleet: Arc::clone(&self.fleet) } }));
     }
 }

@@ -12,7 +12,7 @@ use tonic::service::Routes;
 use crate::config::{Config, Deps};
 use crate::data_dir::DataDir;
 use crate::derpmap;
-use crate::discovery::{Directory, NodeSet, sources};
+use crate::discovery::{Directory, DiscoveryMetrics, NodeSet, sources};
 use crate::epoch::EpochCounter;
 use crate::error::{Fatal, StartError};
 use crate::fleet::{self, Fleet, FleetService, Incarnation, Own};
@@ -47,7 +47,8 @@ impl ControlPlane {
         let directory = Arc::new(Directory::new(own.record.clone()));
         let peers = PeerChannels::new(Arc::clone(&mesh_tls), directory.subscribe(), deps.tracing);
 
-        let mut sources = sources(&config.seeds);
+        let discovery = DiscoveryMetrics::default();
+        let mut sources = sources(&config.seeds, &discovery, &deps).await;
         let mut seeds: BTreeSet<String> = sources.iter_mut().flat_map(|source| source.seeds()).collect();
         seeds.remove(&own.record.mesh_addr);
         let seen = fleet::first_contact(seeds, &own, &deps.clock, &peers, &directory).await?;
@@ -66,8 +67,12 @@ impl ControlPlane {
             Consensus::open(&raft_dir, id, sender, config.profile, Arc::clone(&view), peers.clone(), tracker, cancel).await?;
         let fleet = Arc::new(Fleet::new(own, &deps, dir, consensus, Arc::clone(&directory), peers, view, owner_log));
 
-        let metrics =
-            ControlMetrics { watch: WatchMetrics::default(), calls_refused: CallsRefused::default(), fleet: Arc::clone(&fleet) };
+        let metrics = ControlMetrics {
+            watch: WatchMetrics::default(),
+            calls_refused: CallsRefused::default(),
+            discovery,
+            fleet: Arc::clone(&fleet),
+        };
         let derp_map = start_tasks(&fleet, &config, sources, &mesh_tls, &metrics.watch, &deps);
         Ok(handles(fleet, mesh_tls, metrics, derp_map, &deps))
     }

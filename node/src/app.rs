@@ -187,7 +187,7 @@ async fn start(
     let tls = TlsAcceptor::from(certificate.server_config()?);
 
     // Control plane.
-    let record = record::node_record(config, &listeners.bound, &derp_public_key);
+    let record = record::node_record(config, &listeners.bound, &derp_public_key, certificate.pin());
     let control = ControlPlane::start(record::control_config(config, record), record::control_deps(tasks)).await?;
 
     // Packet path.
@@ -200,6 +200,8 @@ async fn start(
     let health = Health::default();
     let status = control.status.clone();
     health.add(move || status.not_ready_because());
+    let served = Arc::clone(&certificate);
+    health.add(move || served.not_ready_because(wall_clock()));
     let exporter = Exporter::new(metrics_registry(&metrics, &control, &packets, &derp, &admission, &config_metrics));
     let debug = DebugPages::new(DebugParts {
         exporter: exporter.clone(),
@@ -214,6 +216,7 @@ async fn start(
         host_name: config.advertise.host_name.clone(),
         https_port: config.advertise.derp_port.unwrap_or(listeners.bound.derp.port()),
         derp_map: DerpMapDocument::new(control.derp_map.clone()),
+        challenges: certificate.challenges(),
         health: health.clone(),
         exporter,
         debug,
@@ -222,7 +225,6 @@ async fn start(
 
     // Front doors.
     let control_runtime = runtimes.control();
-    tasks.spawn_on(control_runtime, Arc::clone(&certificate).reload(tasks.cancel.clone(), metrics.clone(), wall_clock));
     let doors = Doors::new(DoorParts {
         tls,
         site: Arc::clone(&site),
@@ -264,6 +266,11 @@ async fn start(
         tasks: tasks.clone(),
     };
     listeners.serve(&doors, &mesh_door, operator_port, control_runtime, tasks, &metrics);
+    if let Some(pin) = certificate.pin() {
+        record::tell_map_entry(&config.name, &pin, &control.derp_map.borrow());
+    }
+    // An ACME directory asks at the doors: they must be open.
+    tasks.spawn_on(control_runtime, certificate.keep(tasks.cancel.clone(), metrics, wall_clock));
     Ok(Node { control, clients: packets.registry, admission, doors, config_metrics, ready })
 }
 

@@ -1,16 +1,22 @@
 //! Who is there: seeds to find the fleet by, and the set of known nodes that everything else follows.
 
 mod directory;
+mod dns;
 mod file;
+mod metrics;
 mod node_set;
 mod static_list;
 
 pub(crate) use directory::Directory;
+pub use dns::{DNS_NAMES_MAX, DnsName, DnsSeeds, MESH_PORT, Pace};
 pub use file::SeedFile;
+pub use metrics::DiscoveryMetrics;
 pub use node_set::{NodeEntry, NodeSet};
 pub use static_list::StaticList;
 
-use crate::config::Seeds;
+use std::time::Duration;
+
+use crate::config::{Deps, Seeds};
 
 /// Seeds taken from one source at most.
 pub const SEEDS_MAX: usize = 1024;
@@ -21,12 +27,21 @@ pub trait Discovery: Send {
     fn seeds(&mut self) -> Vec<String>;
 }
 
-/// The sources that a configuration names.
-#[must_use]
-pub fn sources(seeds: &Seeds) -> Vec<Box<dyn Discovery>> {
+/// A node that starts waits so long for DNS, and then goes on without.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
+
+/// The sources that a configuration names. Waits for the first answers of DNS, but not for long.
+pub async fn sources(seeds: &Seeds, metrics: &DiscoveryMetrics, deps: &Deps) -> Vec<Box<dyn Discovery>> {
     let mut sources: Vec<Box<dyn Discovery>> = vec![Box::new(StaticList::new(seeds.static_list.clone()))];
     if let Some(path) = &seeds.file {
         sources.push(Box::new(SeedFile::new(path.clone())));
+    }
+    if !seeds.dns.is_empty() {
+        let (names, servers) = (seeds.dns.clone(), seeds.dns_servers.clone());
+        let mut dns = DnsSeeds::start(names, servers, Pace::default(), metrics.clone(), &deps.tracker, deps.cancel.clone());
+        // Late answers are taken up in the rounds that follow.
+        drop(tokio::time::timeout(FIRST_ANSWER, dns.asked_once()).await);
+        sources.push(Box::new(dns));
     }
     sources
 }

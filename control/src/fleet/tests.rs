@@ -57,7 +57,7 @@ impl TestFleet {
             mesh_key: self.mesh_key.clone(),
             mesh_key_next: None,
             record: v1::NodeRecord { mesh_addr: addr.to_string(), ..sample_record(name, region) },
-            seeds: Seeds { static_list: self.seeds.clone(), file: None },
+            seeds: Seeds { static_list: self.seeds.clone(), ..Seeds::default() },
             profile: RaftProfile::Lan,
             voter_eligible: true,
             standalone: false,

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use causeway_control::{Config as ControlConfig, Deps, RaftProfile, Seeds, Tracing};
+use causeway_control::{Config as ControlConfig, Deps, RaftProfile, Tracing};
+use causeway_proto::derpmap::DerpMap;
 use causeway_proto::key::{MeshKey, NodePublic};
 use causeway_rpc::v1;
 
@@ -12,8 +13,8 @@ use crate::lifecycle::clock::wall_clock;
 use crate::lifecycle::tasks::Tasks;
 use crate::telemetry::traces::{inject, proposal};
 
-/// The node's record; the control plane fills in its identity.
-pub(super) fn node_record(config: &Config, bound: &Bound, derp_public_key: &NodePublic) -> v1::NodeRecord {
+/// The node's record; the control plane fills in its identity. `pin` is that of a self-signed certificate.
+pub(super) fn node_record(config: &Config, bound: &Bound, derp_public_key: &NodePublic, pin: Option<String>) -> v1::NodeRecord {
     let advertise = &config.advertise;
     let region = &config.region;
     v1::NodeRecord {
@@ -33,7 +34,7 @@ pub(super) fn node_record(config: &Config, bound: &Bound, derp_public_key: &Node
             derp_port: advertise.derp_port.unwrap_or(bound.derp.port()).into(),
             stun_port: bound.stun.map_or(-1, |stun| advertise.stun_port.unwrap_or(stun.port()).into()),
             can_port80: advertise.can_port80,
-            cert_name: advertise.cert_name.clone(),
+            cert_name: Some(advertise.cert_name.clone()).filter(|name| !name.is_empty()).or(pin).unwrap_or_default(),
             insecure_for_tests: advertise.insecure_for_tests,
             derp_public_key: derp_public_key.as_bytes().to_vec().into(),
         }),
@@ -59,6 +60,13 @@ pub(super) fn certificate_names(advertise: &Advertise) -> Vec<String> {
     std::iter::once(&advertise.host_name).chain(addresses).cloned().collect()
 }
 
+/// Tells what to put into a DERP map that is written by hand, so that clients take the self-signed certificate.
+pub(super) fn tell_map_entry(name: &str, pin: &str, map: &DerpMap) {
+    let node = map.regions.values().flat_map(|region| &region.nodes).find(|node| node.name == name);
+    let entry = node.and_then(|node| serde_json::to_string(node).ok()).unwrap_or_default();
+    tracing::info!(pin, entry, "the certificate is self-signed: clients need its pin in the DERP map, which /derpmap has");
+}
+
 /// The control plane's part of the configuration.
 pub(super) fn control_config(config: &Config, record: v1::NodeRecord) -> ControlConfig {
     let next: Option<MeshKey> = config.mesh_key_next.clone();
@@ -68,7 +76,7 @@ pub(super) fn control_config(config: &Config, record: v1::NodeRecord) -> Control
         mesh_key: config.mesh_key.clone(),
         mesh_key_next: next,
         record,
-        seeds: Seeds { static_list: config.seeds.clone(), file: config.seeds_file.clone() },
+        seeds: config.seeds.clone(),
         profile: match config.raft_profile {
             config::RaftProfile::Lan => RaftProfile::Lan,
             config::RaftProfile::Wan => RaftProfile::Wan,

@@ -3,7 +3,7 @@
 use crate::clients::CONNECTIONS_PER_KEY;
 use crate::pump::lanes::{CLIENT_QUEUE_BYTES, MEMORY_BUDGET_BYTES};
 
-use super::file::{Admission, Derp, Limits, Log, LogFormat, Mesh, Metrics, Raft, RaftProfile, Stun};
+use super::file::{Acme, AcmeChallenge, Admission, Derp, Limits, Log, LogFormat, Mesh, Metrics, Raft, RaftProfile, Stun};
 
 impl Default for Derp {
     fn default() -> Self {
@@ -26,6 +26,22 @@ impl Default for Admission {
             deny_seconds: 30,
             stale_seconds: 3_600,
             recheck_seconds: 300,
+        }
+    }
+}
+
+impl Default for Acme {
+    fn default() -> Self {
+        Self {
+            directory: "https://acme-v02.api.letsencrypt.org/directory".into(),
+            contact: String::new(),
+            domains: Vec::new(),
+            challenge: AcmeChallenge::TlsAlpn01,
+            profile: String::new(),
+            cache_dir: String::new(),
+            ca_file: String::new(),
+            eab_kid: String::new(),
+            eab_key_file: String::new(),
         }
     }
 }

@@ -84,7 +84,19 @@ sections! {
     }
     /// `[tls]`
     #[derive(Default)]
-    Tls { cert_file: String, key_file: String, self_signed: bool }
+    Tls { cert_file: String, key_file: String, self_signed: bool, acme: Option<Acme> }
+    /// `[tls.acme]`
+    Acme {
+        directory: String,
+        contact: String,
+        domains: Vec<String>,
+        challenge: AcmeChallenge,
+        profile: String,
+        cache_dir: String,
+        ca_file: String,
+        eab_kid: String,
+        eab_key_file: String,
+    }
     /// `[stun]`
     Stun { listen: String, require_software: bool }
     /// `[mesh]`
@@ -94,7 +106,7 @@ sections! {
     DerpMesh { key_file: String, allow: Vec<String> }
     /// `[discovery]`
     #[derive(Default)]
-    Discovery { r#static: Vec<String>, file: String }
+    Discovery { r#static: Vec<String>, file: String, dns: Vec<String>, dns_servers: Vec<String> }
     /// `[raft]`
     Raft { profile: RaftProfile, voter_eligible: bool }
     /// `[operator]`
@@ -130,6 +142,28 @@ sections! {
     Runtime { packet_threads: u64, control_threads: u64 }
     /// `[log]`
     Log { filter: String, format: LogFormat }
+}
+
+/// How an ACME directory checks that this node answers for a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AcmeChallenge {
+    /// On port 80, which must reach `derp.plain_http_listen`.
+    #[serde(rename = "http-01")]
+    Http01,
+    /// On port 443, which must reach `derp.listen`.
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+}
+
+impl AcmeChallenge {
+    /// As in the configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Http01 => "http-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+        }
+    }
 }
 
 /// Raft timing: how far apart the voters are.

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use causeway_control::Seeds;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
 
@@ -25,7 +26,7 @@ use crate::admission::cache::Lifetimes;
 use crate::admission::list::KeyList;
 
 pub use error::{ConfigError, Problem};
-pub use file::{FileConfig, Limits, LogFormat, RaftProfile};
+pub use file::{AcmeChallenge, FileConfig, Limits, LogFormat, RaftProfile};
 pub use reload::Source;
 
 /// A valid configuration. Secrets are loaded and redacted in `Debug`.
@@ -57,10 +58,8 @@ pub struct Config {
     pub mesh: Mesh,
     /// Meshing with stock derpers: `None` is off.
     pub derp_mesh: Option<DerpMesh>,
-    /// Static seeds, `HOST:PORT`.
-    pub seeds: Vec<String>,
-    /// A JSON list of seeds that is re-read when it changes.
-    pub seeds_file: Option<PathBuf>,
+    /// How to find the others.
+    pub seeds: Seeds,
     /// Raft timing.
     pub raft_profile: RaftProfile,
     /// Whether this node may become a voter.
@@ -175,8 +174,49 @@ pub enum Tls {
         /// Private key.
         key: PathBuf,
     },
-    /// Made at start, for development.
-    SelfSigned,
+    /// Made at the first start and kept; clients are told its pin.
+    SelfSigned {
+        /// Where it is kept, with its key.
+        file: PathBuf,
+    },
+    /// From an ACME directory.
+    Acme(Acme),
+}
+
+/// Certificates from an ACME directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acme {
+    /// URL of the directory.
+    pub directory: String,
+    /// E-mail address that the directory may write to; empty: none.
+    pub contact: String,
+    /// Names and addresses of the certificate, in canonical form.
+    pub domains: Vec<String>,
+    /// How they are proven.
+    pub challenge: AcmeChallenge,
+    /// The profile to ask for; `None` leaves it to the directory.
+    pub profile: Option<String>,
+    /// Where account and certificate are kept.
+    pub cache_dir: PathBuf,
+    /// Whom to trust to be the directory; `None` means the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// An account at the directory's operator that ours is bound to.
+    pub external_account: Option<ExternalAccount>,
+}
+
+/// An external account (RFC 8555 section 7.3.4).
+#[derive(Clone, PartialEq, Eq)]
+pub struct ExternalAccount {
+    /// Names the account.
+    pub key_id: String,
+    /// The secret that goes with it.
+    pub key: zeroize::Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for ExternalAccount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExternalAccount").field("key_id", &self.key_id).finish_non_exhaustive()
+    }
 }
 
 /// The STUN door.

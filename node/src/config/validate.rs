@@ -1,5 +1,6 @@
 //! From the file to a valid [`Config`]: every field checked, secrets loaded, nothing bound or created yet.
 
+mod acme;
 mod admission;
 
 use std::fmt;
@@ -8,6 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use causeway_control::Seeds;
+use causeway_control::discovery::DNS_NAMES_MAX;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
 
@@ -64,14 +67,13 @@ impl Check {
             advertise: self.advertise(&file.advertise),
             derp: self.derp(&file.derp),
             admission: self.admission(&file.admission),
-            tls: self.tls(&file.tls),
+            tls: self.tls(file, &data_dir),
             stun: self
                 .optional_address("stun.listen", &file.stun.listen)
                 .map(|listen| Stun { listen, require_software: file.stun.require_software }),
             mesh: self.mesh(file),
             derp_mesh: self.derp_mesh(&file.derp_mesh),
-            seeds: self.seeds(&file.discovery.r#static),
-            seeds_file: optional_path(&file.discovery.file),
+            seeds: self.seeds(&file.discovery),
             raft_profile: file.raft.profile,
             voter_eligible: file.raft.voter_eligible,
             operator: Operator {
@@ -200,18 +202,25 @@ impl Check {
         }
     }
 
-    fn tls(&mut self, tls: &file::Tls) -> Tls {
-        match (tls.self_signed, tls.cert_file.as_str(), tls.key_file.as_str()) {
-            (true, "", "") => return Tls::SelfSigned,
-            (true, ..) => self.wrong("tls", "`self_signed = true` excludes cert_file and key_file"),
-            (false, "", "") => {
-                self.wrong("tls", "is missing: set cert_file and key_file, or `self_signed = true` for development")
+    fn tls(&mut self, file: &FileConfig, data_dir: &Path) -> Tls {
+        let tls = &file.tls;
+        let files = Tls::Files { cert: PathBuf::from(&tls.cert_file), key: PathBuf::from(&tls.key_file) };
+        match (&tls.acme, tls.self_signed, tls.cert_file.as_str(), tls.key_file.as_str()) {
+            (Some(acme), false, "", "") => return Tls::Acme(self.acme(acme, file, data_dir)),
+            (None, true, "", "") => {
+                let name = &file.advertise.host_name;
+                return Tls::SelfSigned { file: data_dir.join("tls").join(format!("{name}.pem")) };
             }
-            (false, "", _) => self.wrong("tls.cert_file", "is missing beside key_file"),
-            (false, _, "") => self.wrong("tls.key_file", "is missing beside cert_file"),
-            (false, ..) => {}
+            (Some(_), ..) => self.wrong("tls", "[tls.acme] excludes self_signed, cert_file and key_file"),
+            (None, true, ..) => self.wrong("tls", "`self_signed = true` excludes cert_file and key_file"),
+            (None, false, "", "") => {
+                self.wrong("tls", "is missing: set cert_file and key_file, or add [tls.acme], or set `self_signed = true`")
+            }
+            (None, false, "", _) => self.wrong("tls.cert_file", "is missing beside key_file"),
+            (None, false, _, "") => self.wrong("tls.key_file", "is missing beside cert_file"),
+            (None, false, ..) => {}
         }
-        Tls::Files { cert: PathBuf::from(&tls.cert_file), key: PathBuf::from(&tls.key_file) }
+        files
     }
 
     fn mesh(&mut self, file: &FileConfig) -> Mesh {
@@ -241,22 +250,39 @@ impl Check {
 
     fn networks(&mut self, networks: &[String]) -> Vec<Cidr> {
         self.list_len("derp_mesh.allow", networks.len());
+        self.parsed("derp_mesh.allow", networks)
+    }
+
+    fn seeds(&mut self, discovery: &file::Discovery) -> Seeds {
+        self.list_len("discovery.static", discovery.r#static.len());
+        for seed in &discovery.r#static {
+            self.host_port("discovery.static", seed);
+        }
+        if discovery.dns.len() > DNS_NAMES_MAX {
+            self.wrong("discovery.dns", format!("has {} names, at most {DNS_NAMES_MAX} are taken", discovery.dns.len()));
+        }
+        self.list_len("discovery.dns_servers", discovery.dns_servers.len());
+        if discovery.dns.is_empty() && !discovery.dns_servers.is_empty() {
+            self.wrong("discovery.dns", "is missing beside discovery.dns_servers");
+        }
+        Seeds {
+            static_list: discovery.r#static.clone(),
+            file: optional_path(&discovery.file),
+            dns: self.parsed("discovery.dns", &discovery.dns),
+            dns_servers: discovery.dns_servers.iter().map(|server| self.address("discovery.dns_servers", server)).collect(),
+        }
+    }
+
+    /// Those of a list that can be parsed; each other one is a problem.
+    fn parsed<T: FromStr<Err: fmt::Display>>(&mut self, field: &str, texts: &[String]) -> Vec<T> {
         let mut parsed = Vec::new();
-        for text in networks {
+        for text in texts {
             match text.parse() {
-                Ok(network) => parsed.push(network),
-                Err(why) => self.wrong("derp_mesh.allow", format!("`{text}`: {why}")),
+                Ok(value) => parsed.push(value),
+                Err(why) => self.wrong(field, format!("`{text}`: {why}")),
             }
         }
         parsed
-    }
-
-    fn seeds(&mut self, seeds: &[String]) -> Vec<String> {
-        self.list_len("discovery.static", seeds.len());
-        for seed in seeds {
-            self.host_port("discovery.static", seed);
-        }
-        seeds.to_vec()
     }
 
     fn list_len(&mut self, field: &str, len: usize) {

@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use super::derp::{DerpServer, UpgradedStream};
 use super::http::{self, Door, Ended, Site};
 use super::metrics::IngressMetrics;
+use super::tls::challenges::ACME_TLS;
 use crate::lifecycle::runtimes::adopt;
 use crate::lifecycle::tasks::Tasks;
 use crate::limits::connections::{ConnectionGate, ConnectionLimits, Permit};
@@ -137,6 +138,8 @@ impl Doors {
         };
         self.parts.metrics.tls_handshake(outcome);
         match handshake {
+            // The handshake was the answer, and all that there is to say (RFC 8737 section 3).
+            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ACME_TLS) => Ok(()),
             Ok(Ok(stream)) => {
                 let _active = self.parts.metrics.tls_connection(version_label(stream.get_ref().1.protocol_version()));
                 self.serve_http(Door::Derp, stream, remote, permit).await

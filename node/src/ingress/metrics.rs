@@ -48,6 +48,7 @@ pub struct IngressMetrics {
     tls_handshakes: Family<Outcome, Counter>,
     certificate_expiry: Gauge,
     certificate_reloads: Family<Outcome, Counter>,
+    certificate_renewals: Family<Outcome, Counter>,
     requests: Family<Request, Counter>,
     tls_connections: Family<TlsVersion, Counter>,
     tls_active: Family<TlsVersion, Gauge>,
@@ -74,6 +75,11 @@ impl IngressMetrics {
             self.certificate_expiry.clone(),
         );
         ingress.register("certificate_reloads", "Attempts to load a changed DERP certificate", self.certificate_reloads.clone());
+        ingress.register(
+            "certificate_renewals",
+            "Orders of a DERP certificate at the ACME directory",
+            self.certificate_renewals.clone(),
+        );
         ingress.register("http_requests", "HTTP requests answered", self.requests.clone());
         ingress.register("tls_connections", "TLS handshakes done, by version", self.tls_connections.clone());
         let help = "Connections of clients over TLS that have not logged in, by version";
@@ -107,6 +113,17 @@ impl IngressMetrics {
     /// Counts an attempt to load a changed certificate.
     pub fn certificate_reloaded(&self, outcome: &'static str) {
         self.certificate_reloads.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Attempts so far to load a changed certificate that ended in `outcome`.
+    #[cfg(test)]
+    pub(super) fn certificate_reloads(&self, outcome: &'static str) -> u64 {
+        self.certificate_reloads.get_or_create(&Outcome { outcome }).get()
+    }
+
+    /// Counts an order at the ACME directory.
+    pub fn certificate_renewed(&self, outcome: &'static str) {
+        self.certificate_renewals.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts an answered HTTP request.

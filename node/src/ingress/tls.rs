@@ -1,44 +1,54 @@
-//! TLS of the DERP door: a certificate from files, reloaded when they change, or self-signed; the MetaCert last in every chain.
+//! TLS of the DERP door: a certificate from files, reloaded when they change, from an ACME directory, or self-signed and pinned; the
+//! MetaCert last in every chain.
+//!
+//! [`files`] reads and writes PEM, [`mint`] makes what the node signs itself, [`acme`] asks a directory, [`challenges`] is what
+//! the doors answer that directory with, [`expiry`] watches the dates.
 
+mod acme;
+pub mod challenges;
+mod expiry;
+mod files;
+mod mint;
+
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use causeway_proto::derp::{PROTOCOL_VERSION, meta_cert};
 use causeway_proto::key::NodePublic;
-use rcgen::{
-    CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
-    SerialNumber,
-};
+use parking_lot::Mutex;
+use rand::Rng;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::IngressMetrics;
 use crate::config::Tls;
+use acme::{AcmeClient, AcmeError};
+use challenges::{ACME_TLS, Challenges};
+use expiry::{ExpiryAlarm, Validity, validity};
+use files::Files;
 
-/// How often the files are looked at.
-const RELOAD_PERIOD: Duration = Duration::from_secs(1);
+/// How often files and dates are looked at.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
-/// The MetaCert is valid this long before and after the start of the process; clients do not look.
-const META_CERT_VALIDITY: Duration = Duration::from_secs(30 * 24 * 3600);
+/// A self-signed certificate that is left less than this at start is made anew.
+const SELF_SIGNED_LEFT_MIN: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// A certificate for development is valid this long.
-const SELF_SIGNED_VALIDITY: Duration = Duration::from_secs(365 * 24 * 3600);
+/// An order may take so long.
+const ORDER_DEADLINE: Duration = Duration::from_secs(240);
 
-/// Most certificates in a chain, and largest file worth reading.
-const CHAIN_LEN_MAX: usize = 16;
-const FILE_LEN_MAX: u64 = 1024 * 1024;
-
-/// The last days in which expiry is an alarm.
-const EXPIRY_ALARM_DAYS: [i64; 3] = [21, 7, 2];
+/// After a failed order the next one waits: a minute first, doubled up to an hour, because directories count failures.
+const RETRY_FIRST: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_secs(3600);
 
 /// The certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +56,17 @@ pub enum CertificateError {
     /// A file cannot be read.
     #[error("{field}: {}: {source}", path.display())]
     Read {
-        /// `tls.cert_file` or `tls.key_file`.
+        /// The field that names it.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("{field}: {}: cannot write: {source}", path.display())]
+    Write {
+        /// The field that names it or its directory.
         field: &'static str,
         /// The file.
         path: PathBuf,
@@ -56,7 +76,7 @@ pub enum CertificateError {
     /// A file holds something else.
     #[error("{field}: {}: wanted {wanted}", path.display())]
     Content {
-        /// `tls.cert_file` or `tls.key_file`.
+        /// The field that names it.
         field: &'static str,
         /// The file.
         path: PathBuf,
@@ -69,10 +89,38 @@ pub enum CertificateError {
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
+    /// Nobody is trusted to be the ACME directory.
+    #[error("tls.acme.ca_file: {0}")]
+    Trust(#[from] causeway_client::ConfigError),
 }
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
+}
+
+/// Chain and key of one certificate, without the MetaCert.
+#[derive(Debug)]
+struct Pair {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// Checks that the key is the leaf's.
+fn certified(pair: &Pair) -> Result<CertifiedKey, CertificateError> {
+    Ok(CertifiedKey::from_der(pair.chain.clone(), pair.key.clone_key(), &provider())?)
+}
+
+/// As [`certified`], of a challenge, which no client shall take: its critical extension is none that rustls knows, so it cannot check it.
+fn certified_challenge(pair: &Pair) -> Result<CertifiedKey, CertificateError> {
+    Ok(CertifiedKey::new(pair.chain.clone(), provider().key_provider.load_private_key(pair.key.clone_key())?))
+}
+
+/// Where the certificate comes from.
+#[derive(Debug)]
+enum Source {
+    Files(Files),
+    SelfSigned,
+    Acme(Box<AcmeClient>),
 }
 
 /// The DERP door's certificate. The chain in use is replaced as a whole.
@@ -80,7 +128,12 @@ fn provider() -> Arc<CryptoProvider> {
 pub struct ServerCertificate {
     current: ArcSwap<CertifiedKey>,
     meta: CertificateDer<'static>,
-    files: Option<Files>,
+    source: Source,
+    challenges: Arc<Challenges>,
+    /// The certificate in use only fills the place of one that an ACME directory has not issued yet.
+    placeholder: AtomicBool,
+    /// Why the last order failed.
+    problem: Mutex<Option<String>>,
 }
 
 impl ServerCertificate {
@@ -89,16 +142,29 @@ impl ServerCertificate {
     /// # Errors
     /// [`CertificateError`].
     pub fn load(tls: &Tls, names: &[String], server_key: &NodePublic, now: SystemTime) -> Result<Arc<Self>, CertificateError> {
-        let meta = make_meta_cert(server_key, now)?;
-        let (pair, files) = match tls {
+        let meta = mint::meta_cert(server_key, now)?;
+        let mut placeholder = false;
+        let (pair, source) = match tls {
             Tls::Files { cert, key } => {
-                let files = Files { cert: cert.clone(), key: key.clone() };
-                (files.load()?, Some(files))
+                let files = Files::of_operator(cert, key);
+                (files.load()?, Source::Files(files))
             }
-            Tls::SelfSigned => (make_self_signed(names, now)?, None),
+            Tls::SelfSigned { file } => (kept_self_signed(file, names, now)?, Source::SelfSigned),
+            Tls::Acme(settings) => {
+                let client = Box::new(AcmeClient::new(settings)?);
+                let cached = client.cached();
+                placeholder = cached.is_none();
+                (cached.map_or_else(|| mint::self_signed(names, now).map(mint::Minted::into_pair), Ok)?, Source::Acme(client))
+            }
         };
-        let current = ArcSwap::from(with_meta_cert(pair, &meta)?);
-        Ok(Arc::new(Self { current, meta, files }))
+        Ok(Arc::new(Self {
+            current: ArcSwap::from(with_meta_cert(pair, &meta)?),
+            meta,
+            source,
+            challenges: Arc::default(),
+            placeholder: AtomicBool::new(placeholder),
+            problem: Mutex::new(None),
+        }))
     }
 
     /// The TLS configuration of the DERP door.
@@ -111,6 +177,10 @@ impl ServerCertificate {
             .with_no_client_auth()
             .with_cert_resolver(Arc::<Self>::clone(self));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        if matches!(self.source, Source::Acme(_)) {
+            // Nobody gets through a handshake with it but for a challenge that is under way: there is no certificate otherwise.
+            config.alpn_protocols.push(ACME_TLS.to_vec());
+        }
         // Stock clients keep no sessions: tickets would only cost memory and time.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -118,26 +188,69 @@ impl ServerCertificate {
         Ok(Arc::new(config))
     }
 
-    /// Watches the files until cancelled. A changed pair that cannot be used is reported, and the one in use stays.
-    pub async fn reload(self: Arc<Self>, cancel: CancellationToken, metrics: IngressMetrics, clock: fn() -> SystemTime) {
-        let mut expiry = ExpiryAlarm::default();
-        expiry.look(&self.current.load(), clock(), &metrics);
-        let mut seen = self.files.as_ref().map(Files::stamp);
-        let mut ticks = tokio::time::interval(RELOAD_PERIOD);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
-            if let Some(files) = &self.files {
-                let stamp = Some(files.stamp());
-                if stamp != seen {
-                    seen = stamp;
-                    self.take_up(files, &metrics);
+    /// What the doors answer an ACME directory with.
+    #[must_use]
+    pub fn challenges(&self) -> Arc<Challenges> {
+        Arc::clone(&self.challenges)
+    }
+
+    /// The DERP map's `CertName` for a self-signed certificate: clients then take this one and no other (`derp.md` section 12.7).
+    #[must_use]
+    pub fn pin(&self) -> Option<String> {
+        let current = self.current.load();
+        let leaf = current.cert.first().filter(|_| matches!(self.source, Source::SelfSigned))?;
+        Some(format!("sha256-raw:{}", data_encoding::HEXLOWER.encode(&Sha256::digest(leaf))))
+    }
+
+    /// Why clients cannot verify this node now; empty if they can.
+    #[must_use]
+    pub fn not_ready_because(&self, now: SystemTime) -> Vec<String> {
+        let why = self.problem.lock().as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+        if self.placeholder.load(Ordering::Acquire) {
+            return vec![format!("there is no certificate from the ACME directory yet{why}")];
+        }
+        match self.validity() {
+            Some(validity) if now >= validity.not_after => vec![format!("the DERP certificate has expired{why}")],
+            Some(_) | None => Vec::new(),
+        }
+    }
+
+    fn validity(&self) -> Option<Validity> {
+        validity(self.current.load().cert.first()?)
+    }
+
+    /// Keeps the certificate up to date until cancelled. A new one that cannot be used is reported, and the one in use stays.
+    pub async fn keep(self: Arc<Self>, cancel: CancellationToken, metrics: IngressMetrics, clock: fn() -> SystemTime) {
+        let work = async {
+            let mut expiry = ExpiryAlarm::default();
+            let mut renewal = Renewal::default();
+            let mut seen = self.stamp();
+            let mut ticks = tokio::time::interval(LOOK_PERIOD);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                if let Some(validity) = self.validity() {
+                    expiry.look(&validity, clock(), &metrics);
+                }
+                match &self.source {
+                    Source::Files(files) => {
+                        let stamp = files.stamp();
+                        if seen.replace(stamp) != Some(stamp) {
+                            self.take_up(files, &metrics);
+                        }
+                    }
+                    Source::Acme(client) => self.renew(client, &mut renewal, &metrics, clock).await,
+                    Source::SelfSigned => {}
                 }
             }
-            expiry.look(&self.current.load(), clock(), &metrics);
+        };
+        cancel.run_until_cancelled(work).await;
+    }
+
+    fn stamp(&self) -> Option<files::Stamp> {
+        match &self.source {
+            Source::Files(files) => Some(files.stamp()),
+            Source::SelfSigned | Source::Acme(_) => None,
         }
     }
 
@@ -155,141 +268,107 @@ impl ServerCertificate {
             }
         }
     }
+
+    /// Asks the directory for another certificate if it is time.
+    async fn renew(&self, client: &AcmeClient, renewal: &mut Renewal, metrics: &IngressMetrics, clock: fn() -> SystemTime) {
+        if !renewal.is_due(clock(), || self.renewal_due(client)) {
+            return;
+        }
+        let obtained = tokio::time::timeout(ORDER_DEADLINE, client.obtain(&self.challenges, clock())).await;
+        self.challenges.clear();
+        let obtained = obtained.unwrap_or(Err(AcmeError::Timeout(ORDER_DEADLINE)));
+        match obtained.and_then(|pair| Ok(with_meta_cert(pair, &self.meta)?)) {
+            Ok(pair) => {
+                self.current.store(pair);
+                self.placeholder.store(false, Ordering::Release);
+                *self.problem.lock() = None;
+                *renewal = Renewal::default();
+                metrics.certificate_renewed("ok");
+                tracing::info!(directory = client.directory(), domains = ?client.domains(), "took up a new certificate");
+            }
+            Err(error) => {
+                let wait = renewal.failed(clock());
+                *self.problem.lock() = Some(error.to_string());
+                metrics.certificate_renewed("failed");
+                tracing::warn!(%error, retry_s = wait.as_secs(), "there is no new certificate; the one in use stays");
+            }
+        }
+    }
+
+    /// When the next certificate is asked for: with a third of the lifetime left, or a little earlier, so that nodes of one age do
+    /// not ask together. At once if there is none, or one for other domains.
+    fn renewal_due(&self, client: &AcmeClient) -> SystemTime {
+        let current = self.current.load();
+        let names: BTreeSet<&str> = client.domains().iter().map(String::as_str).collect();
+        let covered = current.cert.first().is_some_and(|leaf| expiry::names(leaf).iter().map(String::as_str).eq(names));
+        match self.validity() {
+            Some(Validity { not_before, not_after }) if covered && !self.placeholder.load(Ordering::Acquire) => {
+                let lifetime = not_after.duration_since(not_before).unwrap_or_default();
+                not_after - lifetime / 3 - lifetime.mul_f64(rand::rng().random_range(0.0..0.03))
+            }
+            Some(_) | None => SystemTime::UNIX_EPOCH,
+        }
+    }
 }
 
 impl ResolvesServerCert for ServerCertificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME_TLS)) {
+            return self.challenges.certificate(&hello.server_name()?.to_ascii_lowercase());
+        }
         Some(self.current.load_full())
     }
 }
 
-/// Says once per threshold that the certificate expires.
+/// When the next order is due.
 #[derive(Debug, Default)]
-struct ExpiryAlarm {
-    said_days: Option<i64>,
-    not_after: i64,
+struct Renewal {
+    due: Option<SystemTime>,
+    failures: u32,
 }
 
-impl ExpiryAlarm {
-    fn look(&mut self, pair: &CertifiedKey, now: SystemTime, metrics: &IngressMetrics) {
-        let Some(not_after) = pair.cert.first().and_then(|leaf| not_after(leaf)) else { return };
-        metrics.certificate_expires(not_after);
-        if self.not_after != not_after {
-            *self = Self { said_days: None, not_after };
-        }
-        let now =
-            now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
-        let left_days = (not_after - now).div_euclid(24 * 3600);
-        let threshold = EXPIRY_ALARM_DAYS.into_iter().filter(|days| left_days < *days).min();
-        if threshold.is_some() && threshold != self.said_days {
-            self.said_days = threshold;
-            tracing::warn!(left_days, "the DERP certificate expires soon: put a new one into tls.cert_file and tls.key_file");
-        }
+impl Renewal {
+    fn is_due(&mut self, now: SystemTime, planned: impl FnOnce() -> SystemTime) -> bool {
+        now >= *self.due.get_or_insert_with(planned)
+    }
+
+    /// Plans the next attempt and tells how far away it is.
+    fn failed(&mut self, now: SystemTime) -> Duration {
+        let wait = RETRY_FIRST.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(RETRY_MAX);
+        let wait = wait.mul_f64(rand::rng().random_range(0.75..1.25));
+        self.failures = self.failures.saturating_add(1);
+        self.due = Some(now + wait);
+        wait
     }
 }
 
-/// Seconds since the Unix epoch.
-fn not_after(leaf: &CertificateDer<'_>) -> Option<i64> {
-    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).ok()?;
-    Some(leaf.validity().not_after.timestamp())
-}
-
-/// Chain and key of one certificate, without the MetaCert.
-struct Pair {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-}
-
-fn with_meta_cert(pair: Pair, meta: &CertificateDer<'static>) -> Result<Arc<CertifiedKey>, CertificateError> {
+fn with_meta_cert(mut pair: Pair, meta: &CertificateDer<'static>) -> Result<Arc<CertifiedKey>, CertificateError> {
     // The check of the key against the leaf must see a chain as clients do, so the MetaCert goes in before it.
-    let mut chain = pair.chain;
-    chain.push(meta.clone());
-    Ok(Arc::new(CertifiedKey::from_der(chain, pair.key, &provider())?))
+    pair.chain.push(meta.clone());
+    Ok(Arc::new(certified(&pair)?))
 }
 
-#[derive(Debug, Clone)]
-struct Files {
-    cert: PathBuf,
-    key: PathBuf,
-}
-
-/// What tells one version of the files from another.
-type Stamp = [Option<(SystemTime, u64, u64)>; 2];
-
-impl Files {
-    fn stamp(&self) -> Stamp {
-        use std::os::unix::fs::MetadataExt;
-        [&self.cert, &self.key].map(|path| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
-        })
-    }
-
-    fn load(&self) -> Result<Pair, CertificateError> {
-        let (field, path) = ("tls.cert_file", &self.cert);
-        let content = |wanted| CertificateError::Content { field, path: path.clone(), wanted };
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(field, path)?).take(CHAIN_LEN_MAX + 1).collect();
-        let chain = chain.map_err(|_| content("certificates as PEM"))?;
-        if chain.is_empty() {
-            return Err(content("at least one certificate as PEM, the leaf first"));
+/// The self-signed certificate in `file`, made if there is none for these names that lasts.
+fn kept_self_signed(file: &Path, names: &[String], now: SystemTime) -> Result<Pair, CertificateError> {
+    const FIELD: &str = "tls.self_signed";
+    let files = Files::of_ours(FIELD, file.to_owned());
+    if file.exists() {
+        let pair = files.load()?;
+        let canonical = |name: &String| name.parse::<IpAddr>().map_or_else(|_| name.clone(), |address| address.to_string());
+        let wanted: BTreeSet<String> = names.iter().map(canonical).collect();
+        let kept = pair.chain.first().map(|leaf| (expiry::names(leaf), validity(leaf)));
+        match kept {
+            Some((names, Some(validity))) if names == wanted && validity.not_after > now + SELF_SIGNED_LEFT_MIN => {
+                return Ok(pair);
+            }
+            Some(_) | None => {
+                tracing::warn!(file = %file.display(), "the self-signed certificate is replaced, and so is its pin")
+            }
         }
-        if chain.len() > CHAIN_LEN_MAX {
-            return Err(content("at most 16 certificates"));
-        }
-        let (field, path) = ("tls.key_file", &self.key);
-        let key = PrivateKeyDer::from_pem_slice(&read(field, path)?).map_err(|_| CertificateError::Content {
-            field,
-            path: path.clone(),
-            wanted: "a private key as PEM, not encrypted",
-        })?;
-        Ok(Pair { chain, key })
     }
-}
-
-fn read(field: &'static str, path: &Path) -> Result<Vec<u8>, CertificateError> {
-    let failed = |source| CertificateError::Read { field, path: path.to_owned(), source };
-    if std::fs::metadata(path).map_err(failed)?.len() > FILE_LEN_MAX {
-        return Err(CertificateError::Content { field, path: path.to_owned(), wanted: "at most 1 MiB of PEM" });
-    }
-    std::fs::read(path).map_err(failed)
-}
-
-/// A certificate that tells the server's key: subject and issuer name it, the serial is the protocol version, BasicConstraints is
-/// the only extension (`derp.md` section 4.3).
-fn make_meta_cert(server_key: &NodePublic, now: SystemTime) -> Result<CertificateDer<'static>, rcgen::Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = common_name(&meta_cert::common_name(server_key));
-    params.serial_number = Some(SerialNumber::from(u64::from(PROTOCOL_VERSION)));
-    params.not_before = (now - META_CERT_VALIDITY).into();
-    params.not_after = (now + META_CERT_VALIDITY).into();
-    // Not `IsCa::ExplicitNoCa`: that adds a subject key identifier, at which stock probers take it for a certificate to watch.
-    let mut not_a_ca = CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 0x00]);
-    not_a_ca.set_criticality(true);
-    params.custom_extensions = vec![not_a_ca];
-    Ok(params.self_signed(&KeyPair::generate_for(&PKCS_ED25519)?)?.into())
-}
-
-fn make_self_signed(names: &[String], now: SystemTime) -> Result<Pair, rcgen::Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = common_name(names.first().map_or("causeway", String::as_str));
-    for name in names {
-        params.subject_alt_names.push(match name.parse::<IpAddr>() {
-            Ok(address) => SanType::IpAddress(address),
-            Err(_) => SanType::DnsName(name.as_str().try_into()?),
-        });
-    }
-    params.not_before = (now - Duration::from_secs(3600)).into();
-    params.not_after = (now + SELF_SIGNED_VALIDITY).into();
-    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let certificate = params.self_signed(&key)?;
-    Ok(Pair { chain: vec![certificate.into()], key: PrivatePkcs8KeyDer::from(key.serialize_der()).into() })
-}
-
-fn common_name(text: &str) -> DistinguishedName {
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, text);
-    name
+    let minted = mint::self_signed(names, now)?;
+    files::write_private(FIELD, file, &minted.to_pem())?;
+    Ok(minted.into_pair())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::super::{AdmissionSource, Cidr, Config, FileConfig, Tls};
+use super::super::{AcmeChallenge, AdmissionSource, Cidr, Config, FileConfig, Tls};
 
 /// A directory with a good key file beside the configuration; the text it starts from.
 fn good(dir: &Path) -> String {
@@ -36,13 +36,15 @@ fn the_example_documents_every_field_with_its_default() {
     // Every field of the printed default must be mentioned in the example, if only as a comment.
     let full = FileConfig {
         region: super::file::Region { latitude: Some(0.0), longitude: Some(0.0), ..Default::default() },
+        tls: super::file::Tls { acme: Some(super::file::Acme::default()), ..Default::default() },
         ..FileConfig::default()
     };
     let mut section = String::new();
     for line in full.to_string().lines() {
         if let Some(name) = line.strip_prefix('[') {
             section = name.trim_end_matches(']').to_owned();
-            assert!(text.contains(&format!("\n[{section}]\n")), "[{section}] is not in the example");
+            let documented = text.lines().any(|line| line.trim_start_matches("# ") == format!("[{section}]"));
+            assert!(documented, "[{section}] is not in the example");
         } else if let Some((field, _)) = line.split_once(" = ") {
             let documented = text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{field} = ")));
             assert!(documented, "{section}.{field} is not in the example");
@@ -60,7 +62,7 @@ fn a_minimal_configuration_is_valid_and_its_defaults_hold() {
     let dir = tempfile::tempdir().unwrap();
     let config = validate(&good(dir.path()), &[]).unwrap();
     assert_eq!(config.derp.listen.port(), 443);
-    assert_eq!(config.tls, Tls::SelfSigned);
+    assert_eq!(config.tls, Tls::SelfSigned { file: config.data_dir.join("tls/a-1.example.pem") });
     assert_eq!(config.operator.socket, dir.path().join("data/operator.sock"));
     assert!(config.derp_mesh.is_none() && config.otlp.is_none() && config.advertise.derp_port.is_none());
     assert!(!format!("{config:?}").contains(&"5a".repeat(8)));
@@ -106,6 +108,10 @@ fn each_mistake_names_file_field_and_what_would_be_right() {
         (vec!["derp_mesh.allow=['10.0.0.0/8']".into()], "derp_mesh.key_file", "missing"),
         (vec![format!("derp_mesh.key_file={}", at("mesh.key"))], "derp_mesh.allow", "networks"),
         (vec!["discovery.static=['host']".into()], "discovery.static", "HOST:PORT"),
+        (vec!["discovery.dns=['mesh.example', '192.0.2.1']".into()], "discovery.dns", "discovery.static"),
+        (vec!["discovery.dns=['_mesh._tcp.example:1']".into()], "discovery.dns", "leave it out"),
+        (vec!["discovery.dns=['h']".into(), "discovery.dns_servers=['h']".into()], "discovery.dns_servers", "ADDRESS:PORT"),
+        (vec!["discovery.dns_servers=['127.0.0.1:53']".into()], "discovery.dns", "missing"),
         (vec!["otlp.endpoint=host:4317".into()], "otlp.endpoint", "http://"),
         (vec!["otlp.sample_ratio=1.5".into()], "otlp.sample_ratio", "0.0 to 1.0"),
         (vec!["limits.connections=0".into()], "limits.connections", "1 to 1000000"),
@@ -169,6 +175,57 @@ fn admission_takes_its_sources_in_the_order_given() {
     assert!(validate(&text, &[]).unwrap().admission.sources.is_empty());
     let error = validate(&text, &["admission.sources=['verify']"]).unwrap_err();
     assert!(error.contains("verify") && error.contains("allow_file"), "{error}");
+}
+
+#[test]
+fn certificates_by_acme_need_little_and_say_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = good(dir.path()).replace("self_signed = true", "[tls.acme]");
+    let acme = |sets: &[&str]| match validate(&text, sets).unwrap().tls {
+        Tls::Acme(acme) => acme,
+        other => panic!("{other:?}"),
+    };
+    let least = acme(&[]);
+    assert_eq!((least.domains, least.challenge), (vec!["a-1.example".to_owned()], AcmeChallenge::TlsAlpn01));
+    assert!(least.directory.contains("letsencrypt") && least.cache_dir == dir.path().join("data/acme"));
+
+    let key = dir.path().join("eab.key");
+    write_secret(&key, "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W\n", 0o600);
+    let key = format!("tls.acme.eab_key_file={}", key.display());
+    let all = [
+        "derp.plain_http_listen=127.0.0.1:0",
+        "tls.acme.challenge=http-01",
+        "tls.acme.domains=['A-1.example', '2001:DB8::0:1']",
+        "tls.acme.contact=mailto:ops@example.org",
+        "tls.acme.eab_kid=kid-1",
+        &key,
+    ];
+    let acme = acme(&all);
+    assert_eq!((acme.domains.join(" "), acme.contact.as_str()), ("a-1.example 2001:db8::1".to_owned(), "ops@example.org"));
+    let account = acme.external_account.unwrap();
+    assert!(account.key_id == "kid-1" && account.key.len() == 48 && !format!("{account:?}").contains("205"), "{account:?}");
+
+    write_secret(&dir.path().join("bad.key"), "not base64!", 0o600);
+    let bad_key = format!("tls.acme.eab_key_file={}", dir.path().join("bad.key").display());
+    let cases: [(&[&str], &str, &str); 11] = [
+        (&["tls.acme.directory=http://h/dir"], "tls.acme.directory", "https URL"),
+        (&["tls.acme.contact=ops"], "tls.acme.contact", "e-mail"),
+        (&["tls.acme.challenge=http-01"], "tls.acme.challenge", "derp.plain_http_listen"),
+        (&["tls.acme.domains=['*.example']"], "tls.acme.domains", "without wildcard"),
+        (&["tls.acme.domains=['a.example:443']"], "tls.acme.domains", "port"),
+        (&["tls.acme.domains=['192.0.2.1']"], "tls.acme.domains", "http-01"),
+        (&["tls.acme.eab_kid=kid-1"], "tls.acme.eab_key_file", "missing"),
+        (&["tls.acme.eab_key_file=/none"], "tls.acme.eab_kid", "missing"),
+        (&["tls.acme.eab_kid=kid-1", &bad_key], "tls.acme.eab_key_file", "base64"),
+        (&["tls.self_signed=true"], "tls", "excludes"),
+        (&["tls.cert_file=c"], "tls", "excludes"),
+    ];
+    for (sets, field, wanted) in cases {
+        let error = validate(&text, sets).expect_err(sets[0]);
+        assert!(error.contains(&format!("node.toml: {field}: ")) && error.contains(wanted), "{sets:?}: {error}");
+    }
+    let error = validate(&text, &["tls.acme.challenge=dns-01"]).unwrap_err();
+    assert!(error.contains("dns-01") && error.contains("tls-alpn-01"), "{error}");
 }
 
 #[test]

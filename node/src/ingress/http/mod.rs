@@ -7,8 +7,11 @@ pub mod derp_map;
 pub mod response;
 pub mod routes;
 
+use std::sync::Arc;
+
 use crate::ingress::debug::DebugPages;
 use crate::ingress::metrics::IngressMetrics;
+use crate::ingress::tls::challenges::Challenges;
 use crate::lifecycle::health::Health;
 use crate::telemetry::exporter::Exporter;
 
@@ -49,6 +52,8 @@ pub struct Site {
     pub https_port: u16,
     /// The DERP map.
     pub derp_map: DerpMapDocument,
+    /// What an ACME directory will ask for.
+    pub challenges: Arc<Challenges>,
     /// For `/readyz`.
     pub health: Health,
     /// For `/metrics`.

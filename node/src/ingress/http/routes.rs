@@ -7,6 +7,7 @@ use causeway_proto::derp::upgrade::{DERP_PATH, RequestHead, Upgrade};
 use super::response::{Response, TEXT};
 use super::{Door, Site};
 use crate::ingress::debug;
+use crate::ingress::tls::challenges::CHALLENGE_PATH;
 use crate::telemetry::exporter;
 
 /// What becomes of a request.
@@ -28,6 +29,7 @@ const NEVER_CACHE: &str = "no-cache, no-store, must-revalidate, no-transform, ma
 #[must_use]
 pub fn route(door: Door, site: &Site, head: &RequestHead, remote: IpAddr) -> Reply {
     match door {
+        Door::Plain if head.path.starts_with(CHALLENGE_PATH) => Reply::Respond("acme_challenge", acme_challenge(site, head)),
         Door::Metrics => metrics_door(site, head),
         Door::Derp => derp_door(site, head),
         // Nobody can listen on the loopback interface: there, plain HTTP serves everything.
@@ -111,6 +113,15 @@ fn generate_204(head: &RequestHead) -> Response {
             response.with("X-Tailscale-Response", format!("response {challenge}"))
         }
         _ => response,
+    }
+}
+
+/// What an ACME directory asks for on port 80.
+fn acme_challenge(site: &Site, head: &RequestHead) -> Response {
+    let token = head.path.strip_prefix(CHALLENGE_PATH).unwrap_or_default();
+    match site.challenges.answer(token) {
+        Some(answer) => Response::new(200, "application/octet-stream", answer),
+        None => Response::error(404, "no such challenge is under way"),
     }
 }
 

@@ -20,6 +20,7 @@ fn site(health: Health) -> (Site, watch::Sender<Arc<DerpMap>>) {
         host_name: "a-1.example".into(),
         https_port: 443,
         derp_map: DerpMapDocument::new(receiver),
+        challenges: Arc::default(),
         health,
         exporter: Exporter::new(registry()),
         debug: DebugPages::idle(Exporter::new(registry())),
