@@ -6,6 +6,7 @@
 //! DATA_DIR/identity/name        the node's name, written on first start
 //! DATA_DIR/identity/epoch       counter raised at each start
 //! DATA_DIR/raft/0/              log and snapshots of Raft group 0
+//! DATA_DIR/derpmap.json         the last DERP map that was served
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -114,6 +115,12 @@ impl DataDir {
     #[must_use]
     pub fn epoch_file(&self) -> PathBuf {
         self.path.join("identity/epoch")
+    }
+
+    /// Where the last DERP map is kept.
+    #[must_use]
+    pub fn derp_map_file(&self) -> PathBuf {
+        self.path.join("derpmap.json")
     }
 
     /// The directory of a Raft group's log and snapshots.

@@ -6,7 +6,7 @@
 pub mod admin;
 pub mod config;
 pub mod data_dir;
-pub mod derpmap;
+mod derpmap;
 pub mod discovery;
 pub mod epoch;
 pub mod error;
@@ -34,6 +34,7 @@ use tonic::service::Routes;
 
 pub use admin::{Admin, CommittedClaim};
 pub use config::{Config, Deps, RaftProfile, Seeds, Tracing, WallClock};
+pub use derpmap::build::entry as derp_map_entry;
 pub use discovery::{NodeEntry, NodeSet};
 pub use error::{AdminError, Fatal, StartError};
 pub use identity::{Alpn, MeshStream, MeshTls, MeshTlsError, PeerIdentity};
@@ -59,8 +60,8 @@ pub struct Handles {
     pub owner_log: OwnerLog,
     /// All known nodes, this one included.
     pub nodes: sync::watch::Receiver<Arc<NodeSet>>,
-    /// The map that clients are served.
-    pub derp_map: sync::watch::Receiver<Arc<DerpMap>>,
+    /// The map that clients are served: the newest that Raft has, else the last one of before. `None`: this node has none yet.
+    pub derp_map: sync::watch::Receiver<Option<Arc<DerpMap>>>,
     /// Makes and accepts node-to-node connections, packet links as well.
     pub mesh_tls: Arc<MeshTls>,
     /// gRPC channels to other nodes.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use causeway_proto::derpmap::DerpMap;
 use causeway_proto::id::{BootId, NodeId};
 use causeway_rpc::v1;
 use rand::RngCore;
@@ -11,8 +12,9 @@ use tonic::service::Routes;
 
 use crate::config::{Config, Deps};
 use crate::data_dir::DataDir;
-use crate::derpmap;
-use crate::discovery::{Directory, DiscoveryMetrics, NodeSet, sources};
+use crate::derpmap::keeper::keep_map_listing;
+use crate::derpmap::serve::{MapFile, ServedMap};
+use crate::discovery::{Directory, DiscoveryMetrics, sources};
 use crate::epoch::EpochCounter;
 use crate::error::{Fatal, StartError};
 use crate::fleet::{self, Fleet, FleetService, Incarnation, Own};
@@ -65,6 +67,7 @@ impl ControlPlane {
         let sender = v1::RaftSender { epoch: own.epoch.0, boot_id: own.boot_id.0.to_vec().into() };
         let consensus =
             Consensus::open(&raft_dir, id, sender, config.profile, Arc::clone(&view), peers.clone(), tracker, cancel).await?;
+        let served_map = ServedMap::new(MapFile::new(dir.derp_map_file()), &own.record, config.standalone);
         let fleet = Arc::new(Fleet::new(own, &deps, dir, consensus, Arc::clone(&directory), peers, view, owner_log));
 
         let metrics = ControlMetrics {
@@ -73,7 +76,7 @@ impl ControlPlane {
             discovery,
             fleet: Arc::clone(&fleet),
         };
-        let derp_map = start_tasks(&fleet, &config, sources, &mesh_tls, &metrics.watch, &deps);
+        let derp_map = start_tasks(&fleet, &config, sources, &mesh_tls, &metrics.watch, served_map, &deps);
         Ok(handles(fleet, mesh_tls, metrics, derp_map, &deps))
     }
 }
@@ -97,8 +100,9 @@ fn start_tasks(
     sources: Vec<Box<dyn crate::discovery::Discovery>>,
     mesh_tls: &Arc<MeshTls>,
     watch_metrics: &WatchMetrics,
+    served_map: ServedMap,
     deps: &Deps,
-) -> watch::Receiver<Arc<causeway_proto::derpmap::DerpMap>> {
+) -> watch::Receiver<Option<Arc<DerpMap>>> {
     let (tracker, cancel) = (&deps.tracker, &deps.cancel);
     let follower =
         Follower::new(Arc::clone(&fleet.view), Arc::new(fleet.peers.clone()), Arc::clone(&deps.clock), watch_metrics.clone());
@@ -115,8 +119,9 @@ fn start_tasks(
     if config.standalone {
         tracker.spawn(fleet::keep_standalone_formed(Arc::clone(fleet), cancel.clone()));
     }
-    let (serve_map, derp_map) = watch::channel(Arc::new(derpmap::build(&fleet.directory.nodes())));
-    tracker.spawn(keep_map(fleet.directory.subscribe(), serve_map, cancel.clone()));
+    tracker.spawn(keep_map_listing(Arc::clone(fleet), cancel.clone()));
+    let derp_map = served_map.subscribe();
+    tracker.spawn(served_map.follow(fleet.consensus.machine().subscribe(), cancel.clone()));
     derp_map
 }
 
@@ -124,7 +129,7 @@ fn handles(
     fleet: Arc<Fleet>,
     mesh_tls: Arc<MeshTls>,
     metrics: ControlMetrics,
-    derp_map: watch::Receiver<Arc<causeway_proto::derpmap::DerpMap>>,
+    derp_map: watch::Receiver<Option<Arc<DerpMap>>>,
     deps: &Deps,
 ) -> Handles {
     let watch_service = WatchService::new(
@@ -195,23 +200,5 @@ async fn stop_when_superseded(fleet: Arc<Fleet>, cancel: tokio_util::sync::Cance
         && let Some(theirs) = *seen
     {
         fleet.fail(Fatal::OwnEpochSuperseded { ours: fleet.own.epoch, theirs });
-    }
-}
-
-async fn keep_map(
-    mut nodes: watch::Receiver<Arc<NodeSet>>,
-    map: watch::Sender<Arc<causeway_proto::derpmap::DerpMap>>,
-    cancel: tokio_util::sync::CancellationToken,
-) {
-    nodes.mark_changed();
-    while let Some(Ok(())) = cancel.run_until_cancelled(nodes.changed()).await {
-        let new = derpmap::build(&nodes.borrow_and_update());
-        map.send_if_modified(|served| {
-            let replaces = derpmap::replaces(&new, served);
-            if replaces {
-                *served = Arc::new(new);
-            }
-            replaces
-        });
     }
 }

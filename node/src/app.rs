@@ -267,7 +267,7 @@ async fn start(
     };
     listeners.serve(&doors, &mesh_door, operator_port, control_runtime, tasks, &metrics);
     if let Some(pin) = certificate.pin() {
-        record::tell_map_entry(&config.name, &pin, &control.derp_map.borrow());
+        record::tell_map_entry(&pin, &control.nodes.borrow());
     }
     // An ACME directory asks at the doors: they must be open.
     tasks.spawn_on(control_runtime, certificate.keep(tasks.cancel.clone(), metrics, wall_clock));

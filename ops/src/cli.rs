@@ -70,8 +70,12 @@ pub enum Command {
     /// Who holds which client key.
     #[command(subcommand)]
     Presence(PresenceCommand),
-    /// Prints the DERP map the fleet serves.
-    Derpmap,
+    /// The DERP map: prints the one the fleet serves, changes how it is made, checks any map.
+    Derpmap {
+        /// What to do with it [default: print it].
+        #[command(subcommand)]
+        command: Option<DerpmapCommand>,
+    },
     /// The consensus group.
     #[command(subcommand)]
     Raft(RaftCommand),
@@ -410,6 +414,31 @@ pub enum PresenceCommand {
     },
     /// Counts keys and claims.
     Count,
+}
+
+/// The DERP map.
+#[derive(Debug, Subcommand)]
+pub enum DerpmapCommand {
+    /// Prints the map the fleet serves.
+    Show,
+    /// Prints how the map is made, in the form that `derpmap apply` takes.
+    Settings,
+    /// Changes how the map is made, for the whole fleet; ask the leader. Says which regions that edits, and checks the new map.
+    Apply {
+        /// The settings, TOML (`docs/operations/derp-map.md`); `-` is standard input. What it leaves out gets its default.
+        file: PathBuf,
+        /// Only says what it would edit.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Tells what clients, probers and Headscale would trip over in a map. Exit 1 if it has errors.
+    Check {
+        /// A JSON file, an https URL, or `-` for standard input.
+        source: String,
+        /// Certificate that the URL's server is checked against, PEM [default: the system's roots].
+        #[arg(long, value_name = "FILE")]
+        tls_ca: Option<PathBuf>,
+    },
 }
 
 /// The consensus group.

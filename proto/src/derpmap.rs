@@ -1,5 +1,7 @@
 //! The DERP map in Tailscale's JSON (`derp.md` section 14) and what is checked of it.
 
+pub mod lint;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,12 +1,15 @@
 //! DERP clients of a fleet under test.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use causeway_client::{ClientBuilder, Endpoint, Event, Receiver, Sender};
 use causeway_proto::derp::frame::PeerGoneReason;
+use causeway_proto::derpmap::DerpMap;
+use causeway_proto::id::RegionId;
 use causeway_proto::key::{NodePrivate, NodePublic};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,12 +51,33 @@ impl TestClient {
     pub async fn connect_as(cluster: &Cluster, node: &str, key: NodePrivate) -> anyhow::Result<Self> {
         let address = cluster.node(node).derp.parse().context("DERP address")?;
         let endpoint = Endpoint::at(address, &format!("{node}.causeway.test"));
+        let builder = ClientBuilder::new(key.clone()).preferred(false).endpoint(endpoint);
+        let mut client = Self::login(cluster, key, builder).await.with_context(|| format!("log in at {node}"))?;
+        node.clone_into(&mut client.node);
+        Ok(client)
+    }
+
+    /// Connects `key` to the first node of a region that answers, in the order of `map`; [`Self::node`] is its name there.
+    ///
+    /// # Errors
+    /// No node of the region takes the login.
+    pub async fn connect_region(
+        cluster: &Cluster,
+        map: &Arc<DerpMap>,
+        region: RegionId,
+        key: NodePrivate,
+    ) -> anyhow::Result<Self> {
+        let builder = ClientBuilder::new(key.clone()).preferred(false).region(Arc::clone(map), region);
+        Self::login(cluster, key, builder).await.with_context(|| format!("log in at region {region}"))
+    }
+
+    async fn login(cluster: &Cluster, key: NodePrivate, builder: ClientBuilder) -> anyhow::Result<Self> {
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let builder = ClientBuilder::new(key.clone()).preferred(false).endpoint(endpoint).ca_file(&cluster.ready().ca_file)?;
-        let connection = builder.connect(&tasks, &cancel).await.with_context(|| format!("log in at {node}"))?;
+        let connection = builder.ca_file(&cluster.ready().ca_file)?.connect(&tasks, &cancel).await?;
+        let node = connection.info().node.clone();
         let (sender, receiver) = connection.split();
         let (packets, gone, health) = (VecDeque::new(), Vec::new(), Vec::new());
-        Ok(Self { key, node: node.to_owned(), sender, receiver, packets, gone, health, tasks, cancel })
+        Ok(Self { key, node, sender, receiver, packets, gone, health, tasks, cancel })
     }
 
     /// Its key.

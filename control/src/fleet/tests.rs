@@ -225,8 +225,20 @@ fn key(byte: u8) -> PresenceKey {
     PresenceKey([byte; 32])
 }
 
+async fn set_derp_map(nodes: &[TestNode], settings: v1::DerpMapSettings) {
+    eventually("a leader to take settings", async || {
+        for node in nodes {
+            if node.handles.admin.set_derp_map(settings.clone(), false).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    })
+    .await;
+}
+
 fn mapped(node: &TestNode) -> Vec<String> {
-    let map = Arc::clone(&node.handles.derp_map.borrow());
+    let Some(map) = node.handles.derp_map.borrow().clone() else { return Vec::new() };
     map.regions.values().flat_map(|region| region.nodes.iter().map(|node| node.name.clone())).collect()
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use causeway_proto::id::NodeId;
+use causeway_proto::id::{NodeId, RegionId};
 use causeway_rpc::v1;
 
 use super::types::Reply;
+use crate::derpmap::settings;
+use crate::derpmap::state::MapState;
 use crate::presence::OWNERS_MAX;
 
 /// Longest name of a node.
@@ -27,6 +29,8 @@ pub(crate) struct FleetState {
     pub(crate) nodes: BTreeMap<NodeId, v1::NodeRecord>,
     /// Nodes that may never return.
     pub(crate) evicted: BTreeMap<NodeId, v1::NodeRecord>,
+    /// What the DERP map is made of beside the nodes.
+    pub(crate) derp_map: MapState,
 }
 
 /// Checks what a node says of itself, before it is believed or stored.
@@ -60,6 +64,47 @@ pub(crate) fn check_record(record: &v1::NodeRecord) -> Result<NodeId, &'static s
 }
 
 impl FleetState {
+    /// Applies a command that is not presence. `is_fenced` tells dead nodes.
+    pub(crate) fn apply(&mut self, command: v1::raft_command::Command, is_fenced: impl Fn(NodeId) -> bool) -> Reply {
+        use v1::raft_command::Command as Kind;
+        let regions = self.derp_map.regions(&self.nodes);
+        let reply = match command {
+            Kind::Presence(_) => return Reply::Refused("presence is not the fleet's state".to_owned()),
+            Kind::FormFleet(form) => self.form(&form),
+            Kind::PutNode(put) => self.put_node(&put.record.unwrap_or_default(), is_fenced),
+            Kind::GrowFleet(grow) => self.grow(&grow),
+            Kind::EvictNode(evict) => self.evict(NodeId(evict.node_id)),
+            Kind::SetDerpMap(set) => self.set_derp_map(set.settings.unwrap_or_default()),
+            Kind::ListNode(list) => self.list_node(NodeId(list.node_id), list.listed),
+            Kind::DropRegion(dropped) => {
+                self.derp_map.retired.remove(&RegionId(dropped.region_id));
+                Reply::Applied { seq: 0 }
+            }
+        };
+        self.derp_map.retire(regions, &self.nodes);
+        reply
+    }
+
+    fn set_derp_map(&mut self, new: v1::DerpMapSettings) -> Reply {
+        if let Err(reason) = settings::check(&new) {
+            return Reply::Refused(reason);
+        }
+        self.derp_map.settings = Some(new);
+        Reply::Applied { seq: 0 }
+    }
+
+    fn list_node(&mut self, id: NodeId, listed: bool) -> Reply {
+        if listed && !self.derp_map.may_list(id, &self.nodes) {
+            return Reply::Refused(format!("node {id} is not in the fleet, or another node is listed under its name"));
+        }
+        if listed {
+            self.derp_map.unlisted.remove(&id);
+        } else if self.nodes.contains_key(&id) {
+            self.derp_map.unlisted.insert(id);
+        }
+        Reply::Applied { seq: 0 }
+    }
+
     /// Forms the fleet; does nothing once it is formed.
     pub(crate) fn form(&mut self, command: &v1::FormFleet) -> Reply {
         if !self.fleet_id.is_empty() {
@@ -107,10 +152,10 @@ impl FleetState {
         if self.evicted.contains_key(&id) {
             return Reply::Refused(format!("node {id} is evicted"));
         }
-        if let Some(namesake) =
-            self.nodes.iter().find(|(other, node)| **other != id && node.name == record.name && !is_fenced(**other))
-        {
-            return Reply::Refused(format!("the name `{}` is taken by node {}", record.name, namesake.0));
+        let namesakes = self.nodes.iter().filter(|(other, node)| **other != id && node.name == record.name);
+        let namesakes: Vec<NodeId> = namesakes.map(|(other, _)| *other).collect();
+        if let Some(namesake) = namesakes.iter().find(|other| !is_fenced(**other)) {
+            return Reply::Refused(format!("the name `{}` is taken by node {namesake}", record.name));
         }
         match self.nodes.get(&id) {
             Some(known) if known.public_key != record.public_key => {
@@ -121,6 +166,8 @@ impl FleetState {
             None if self.nodes.len() >= OWNERS_MAX => return Reply::Refused(format!("the fleet has {OWNERS_MAX} nodes already")),
             None => {}
         }
+        // The dead nodes of that name leave the DERP map to this one.
+        self.derp_map.unlisted.extend(namesakes);
         self.nodes.insert(id, record.clone());
         Reply::Applied { seq: 0 }
     }
@@ -144,6 +191,7 @@ impl FleetState {
             operator_ca_der: self.operator_ca.clone(),
             nodes: self.nodes.values().cloned().collect(),
             evicted: self.evicted.values().cloned().collect(),
+            derp_map: Some(self.derp_map.to_snapshot()),
         }
     }
 
@@ -155,6 +203,7 @@ impl FleetState {
             operator_ca: snapshot.operator_ca_der,
             nodes: by_id(snapshot.nodes),
             evicted: by_id(snapshot.evicted),
+            derp_map: MapState::from_snapshot(snapshot.derp_map.unwrap_or_default()),
         }
     }
 }
@@ -241,6 +290,21 @@ mod tests {
         assert_eq!(state.put_node(&namesake, |_| true), Reply::Applied { seq: 0 });
         assert_eq!(state.evict(NodeId(namesake.node_id)), Reply::Applied { seq: 0 });
         assert!(refused(&state.put_node(&namesake, |_| false), "evicted"));
+        assert_eq!(FleetState::from_snapshot(state.to_snapshot()), state);
+    }
+
+    #[test]
+    fn a_node_that_takes_over_a_name_takes_the_place_in_the_derp_map_too() {
+        let mut state = formed(false);
+        let mut heir = sample_record("b1", 1);
+        heir.name = "a1".to_owned();
+        state.put_node(&heir, |_| true);
+        let listed =
+            |state: &FleetState| state.derp_map.listed(&state.nodes).iter().map(|record| record.node_id).collect::<Vec<_>>();
+        assert_eq!(listed(&state), [heir.node_id]);
+        let dead = NodeId(sample_record("a1", 1).node_id);
+        assert!(refused(&state.list_node(dead, true), "under its name"));
+        assert_eq!(listed(&state), [heir.node_id]);
         assert_eq!(FleetState::from_snapshot(state.to_snapshot()), state);
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct FleetView {
     pub(crate) fenced: BTreeSet<NodeId>,
     /// Owners, their epochs and fences, as the leader's fence monitor takes them.
     pub(crate) owners: BTreeMap<NodeId, Member>,
+    /// The index of the last entry that changed any of it, or a later one.
+    pub(crate) applied_index: u64,
 }
 
 /// A group's state machine. Clones share it.
@@ -107,7 +109,8 @@ impl StateMachine {
             let owners: BTreeMap<_, _> =
                 state.table.owners().map(|(node, owner)| (node, Member::of_table(node, owner))).collect();
             let fenced = owners.values().filter(|owner| owner.fenced).map(|owner| owner.node).collect();
-            FleetView { fleet: Arc::new(state.fleet.clone()), fenced, owners }
+            let applied_index = state.last_applied.map_or(0, |id| id.index);
+            FleetView { fleet: Arc::new(state.fleet.clone()), fenced, owners, applied_index }
         });
         self.inner.changed.send_replace(Arc::new(view));
     }
@@ -118,35 +121,20 @@ fn apply_command(state: &mut Replicated, command: &Command, events: &mut Vec<Tab
     let Ok(v1::RaftCommand { command: Some(command) }) = v1::RaftCommand::decode(command.0.as_ref()) else {
         return Reply::Refused("the command cannot be read by this release".to_owned());
     };
-    match command {
-        Kind::Presence(bytes) => match presence::Command::decode(&bytes) {
+    if let Kind::Presence(bytes) = command {
+        return match presence::Command::decode(&bytes) {
             Ok(command) => apply_presence(&mut state.table, &command, events),
             Err(error) => Reply::Refused(error.to_string()),
-        },
-        Kind::FormFleet(form) => {
-            *fleet_changed = true;
-            state.fleet.form(&form)
-        }
-        Kind::PutNode(put) => {
-            *fleet_changed = true;
-            let record = put.record.unwrap_or_default();
-            let Replicated { fleet, table, .. } = state;
-            fleet.put_node(&record, |node| table.owner(node).is_some_and(presence::table::TableOwner::is_fenced))
-        }
-        Kind::GrowFleet(grow) => {
-            *fleet_changed = true;
-            state.fleet.grow(&grow)
-        }
-        Kind::EvictNode(evict) => {
-            *fleet_changed = true;
-            let node = NodeId(evict.node_id);
-            let reply = state.fleet.evict(node);
-            if !matches!(reply, Reply::Refused(_)) {
-                apply_presence(&mut state.table, &presence::Command::Evict { node }, events);
-            }
-            reply
-        }
+        };
     }
+    *fleet_changed = true;
+    let evicts = if let Kind::EvictNode(evict) = &command { Some(NodeId(evict.node_id)) } else { None };
+    let Replicated { fleet, table, .. } = state;
+    let reply = fleet.apply(command, |node| table.owner(node).is_some_and(presence::table::TableOwner::is_fenced));
+    if let (Some(node), false) = (evicts, matches!(reply, Reply::Refused(_))) {
+        apply_presence(table, &presence::Command::Evict { node }, events);
+    }
+    reply
 }
 
 fn apply_presence(table: &mut Table, command: &presence::Command, events: &mut Vec<TableEvent>) -> Reply {

@@ -23,11 +23,19 @@ pub const MAP_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`MapError`], naming the file or URL.
 pub async fn load_map(source: &str, trust: Option<&Trust>) -> Result<DerpMap, MapError> {
-    let json = if source.contains("://") { fetch(source, trust).await? } else { read_file(PathBuf::from(source)).await? };
+    let json = load_map_json(source, trust).await?;
     let content = |e| MapError::Content { origin: source.to_owned(), source: e };
     let map = DerpMap::from_json(&json).map_err(content)?;
     map.validate().map_err(content)?;
     Ok(map)
+}
+
+/// As [`load_map`], but gives the text whatever it is.
+///
+/// # Errors
+/// [`MapError`], naming the file or URL.
+pub async fn load_map_json(source: &str, trust: Option<&Trust>) -> Result<Vec<u8>, MapError> {
+    if source.contains("://") { fetch(source, trust).await } else { read_file(PathBuf::from(source)).await }
 }
 
 async fn read_file(path: PathBuf) -> Result<Vec<u8>, MapError> {

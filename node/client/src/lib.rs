@@ -31,7 +31,7 @@ mod watch;
 
 pub use builder::{ClientBuilder, Server};
 pub use connection::{Connection, ConnectionInfo, Event, READ_TIMEOUT, Receiver};
-pub use derpmap::{MAP_TIMEOUT, load_map};
+pub use derpmap::{MAP_TIMEOUT, load_map, load_map_json};
 pub use dial::{Endpoint, NODE_DIAL_TIMEOUT};
 pub use error::{ConfigError, ConnectError, ConnectionError, MapError, Phase, PingError, SendError};
 pub use login::CONNECT_TIMEOUT;

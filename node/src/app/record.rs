@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use causeway_control::{Config as ControlConfig, Deps, RaftProfile, Tracing};
-use causeway_proto::derpmap::DerpMap;
+use causeway_control::{Config as ControlConfig, Deps, NodeSet, RaftProfile, Tracing, derp_map_entry};
 use causeway_proto::key::{MeshKey, NodePublic};
 use causeway_rpc::v1;
 
@@ -34,6 +33,7 @@ pub(super) fn node_record(config: &Config, bound: &Bound, derp_public_key: &Node
             derp_port: advertise.derp_port.unwrap_or(bound.derp.port()).into(),
             stun_port: bound.stun.map_or(-1, |stun| advertise.stun_port.unwrap_or(stun.port()).into()),
             can_port80: advertise.can_port80,
+            stun_only: advertise.stun_only,
             cert_name: Some(advertise.cert_name.clone()).filter(|name| !name.is_empty()).or(pin).unwrap_or_default(),
             insecure_for_tests: advertise.insecure_for_tests,
             derp_public_key: derp_public_key.as_bytes().to_vec().into(),
@@ -61,9 +61,9 @@ pub(super) fn certificate_names(advertise: &Advertise) -> Vec<String> {
 }
 
 /// Tells what to put into a DERP map that is written by hand, so that clients take the self-signed certificate.
-pub(super) fn tell_map_entry(name: &str, pin: &str, map: &DerpMap) {
-    let node = map.regions.values().flat_map(|region| &region.nodes).find(|node| node.name == name);
-    let entry = node.and_then(|node| serde_json::to_string(node).ok()).unwrap_or_default();
+pub(super) fn tell_map_entry(pin: &str, nodes: &NodeSet) {
+    let own = nodes.get(nodes.own()).and_then(|own| derp_map_entry(&own.record));
+    let entry = own.and_then(|entry| serde_json::to_string(&entry).ok()).unwrap_or_default();
     tracing::info!(pin, entry, "the certificate is self-signed: clients need its pin in the DERP map, which /derpmap has");
 }
 

@@ -61,6 +61,7 @@ sections! {
         derp_port: u16,
         stun_port: u16,
         can_port80: bool,
+        stun_only: bool,
         cert_name: String,
         insecure_for_tests: bool,
         mesh: String,

@@ -112,6 +112,8 @@ pub struct Advertise {
     pub stun_port: Option<u16>,
     /// Port 80 is reachable.
     pub can_port80: bool,
+    /// Listed for STUN alone, not as a relay.
+    pub stun_only: bool,
     /// Expected certificate name, or `sha256-raw:` and the certificate's digest.
     pub cert_name: String,
     /// Tells clients to skip certificate checks.

@@ -178,6 +178,7 @@ impl Check {
             derp_port: Some(advertise.derp_port).filter(|port| *port != 0),
             stun_port: Some(advertise.stun_port).filter(|port| *port != 0),
             can_port80: advertise.can_port80,
+            stun_only: advertise.stun_only,
             cert_name: advertise.cert_name.clone(),
             insecure_for_tests: advertise.insecure_for_tests,
             mesh: Some(advertise.mesh.clone()).filter(|mesh| !mesh.is_empty()),

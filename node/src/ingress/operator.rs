@@ -91,7 +91,7 @@ impl Role {
 
 /// Which role a method needs; `None`: nobody may call it over TLS.
 fn role_needed(method: &str) -> Option<Role> {
-    const READS: [&str; 12] = [
+    const READS: [&str; 13] = [
         "GetNodeStatus",
         "GetClusterStatus",
         "ListNodes",
@@ -101,13 +101,14 @@ fn role_needed(method: &str) -> Option<Role> {
         "WatchPresence",
         "CountPresence",
         "GetDerpMap",
+        "GetDerpMapSettings",
         "GetRaftStatus",
         "Trace",
         "Ping",
     ];
     match method.strip_prefix('/')?.split_once('/')? {
         ("causeway.v1.Operator", name) if READS.contains(&name) => Some(Role::Viewer),
-        ("causeway.v1.Operator", "InitCluster" | "EvictNode") => Some(Role::Operator),
+        ("causeway.v1.Operator", "InitCluster" | "EvictNode" | "SetDerpMapSettings") => Some(Role::Operator),
         ("grpc.health.v1.Health", "Check" | "Watch" | "List") => Some(Role::Viewer),
         ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo") => Some(Role::Viewer),
         _ => None,
@@ -534,7 +535,8 @@ mod tests {
         let operator = services.clone().find(|service| service.name() == "Operator").unwrap();
         for method in &operator.method {
             let role = role_needed(&format!("/causeway.v1.Operator/{}", method.name()));
-            let wanted = if ["InitCluster", "EvictNode"].contains(&method.name()) { Role::Operator } else { Role::Viewer };
+            let changes = ["InitCluster", "EvictNode", "SetDerpMapSettings"];
+            let wanted = if changes.contains(&method.name()) { Role::Operator } else { Role::Viewer };
             assert_eq!(role, Some(wanted), "{}", method.name());
         }
         for service in services.filter(|service| service.name() != "Operator") {

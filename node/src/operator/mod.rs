@@ -244,8 +244,28 @@ impl Operator for OperatorService {
 
     async fn get_derp_map(&self, _: Request<v1::GetDerpMapRequest>) -> Result<Response<v1::DerpMapDocument>, Status> {
         let document = self.parts.site.derp_map.current().map_err(|error| Status::internal(error.to_string()))?;
+        let document = document.ok_or_else(|| Status::unavailable("this node has no DERP map yet: it is in no fleet"))?;
         let json = String::from_utf8(document.body.to_vec()).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(v1::DerpMapDocument { json }))
+    }
+
+    async fn get_derp_map_settings(
+        &self,
+        _: Request<v1::GetDerpMapSettingsRequest>,
+    ) -> Result<Response<v1::DerpMapSettings>, Status> {
+        Ok(Response::new(self.parts.admin.derp_map_settings()))
+    }
+
+    async fn set_derp_map_settings(
+        &self,
+        request: Request<v1::SetDerpMapSettingsRequest>,
+    ) -> Result<Response<v1::SetDerpMapSettingsResponse>, Status> {
+        let caller = Caller::of(&request);
+        let v1::SetDerpMapSettingsRequest { settings, dry_run } = request.into_inner();
+        let settings = settings.ok_or_else(|| Status::invalid_argument("field settings: must be set"))?;
+        let details = format!("settings={settings:?}");
+        let done = self.parts.admin.set_derp_map(settings, dry_run).await;
+        Ok(Response::new(if dry_run { done? } else { audit::record(&caller, "set_derp_map_settings", &details, done)? }))
     }
 
     async fn get_raft_status(&self, _: Request<v1::GetRaftStatusRequest>) -> Result<Response<v1::RaftStatus>, Status> {

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::harness::{Home, Node};
+use crate::harness::{Home, Node, get};
 
 /// The name in every node certificate.
 const NODE_NAME: &str = "node.causeway.internal";
@@ -84,6 +84,9 @@ async fn roles_decide_on_the_tls_port_and_strangers_get_nothing() {
     let status = local.get_node_status(v1::GetNodeStatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.node.unwrap().name, "a-1");
     assert!(!status.ready && !status.not_ready_because.is_empty(), "in no fleet yet");
+    let map = get(&node.ready.plain_http, "/derpmap").await;
+    assert!(map.starts_with("HTTP/1.1 503 ") && map.contains("\r\nRetry-After: 5\r\n"), "{map}");
+    assert_eq!(local.get_derp_map(v1::GetDerpMapRequest {}).await.unwrap_err().code(), Code::Unavailable);
     let fleet_ca = status.fleet_ca_der;
 
     let ca = OperatorCa::new();
@@ -99,6 +102,11 @@ async fn roles_decide_on_the_tls_port_and_strangers_get_nothing() {
 
     let mut operator = over_tls(&node, ca.client("operator", &fleet_ca));
     assert!(operator.init_cluster(form).await.unwrap().into_inner().already);
+    let settings = v1::DerpMapSettings { grace_s: 60, ..v1::DerpMapSettings::default() };
+    let change = v1::SetDerpMapSettingsRequest { settings: Some(settings.clone()), dry_run: false };
+    assert_eq!(viewer.set_derp_map_settings(change.clone()).await.unwrap_err().code(), Code::PermissionDenied);
+    operator.set_derp_map_settings(change).await.unwrap();
+    assert_eq!(viewer.get_derp_map_settings(v1::GetDerpMapSettingsRequest {}).await.unwrap().into_inner(), settings);
 
     let mut roleless = over_tls(&node, ca.client("visitor", &fleet_ca));
     assert!(roleless.list_nodes(v1::ListNodesRequest {}).await.is_err());

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod completion;
 pub mod demo;
+pub mod derpmap;
 pub mod dev;
 pub mod import;
 pub mod keys;
@@ -18,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, DerpmapCommand};
 use crate::connect::Settings;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -39,7 +40,7 @@ pub async fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Node(command) => node::run(command, &settings, output).await,
         Command::Region(command) => node::run_region(command, &settings, output).await,
         Command::Presence(command) => presence::run(command, &settings, output).await,
-        Command::Derpmap => routing::derp_map(&settings, output).await,
+        Command::Derpmap { command } => derpmap::run(command.unwrap_or(DerpmapCommand::Show), &settings, output).await,
         Command::Raft(command) => raft::run(command, &settings, output).await,
         Command::Trace { src, dst } => routing::trace(src, dst, &settings, output).await,
         Command::Ping { node, count } => routing::ping(&node, count, &settings, output).await,

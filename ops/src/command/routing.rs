@@ -1,4 +1,4 @@
-//! `causeway derpmap`, `causeway trace`, `causeway ping`.
+//! `causeway trace`, `causeway ping`.
 
 use causeway_rpc::v1;
 use serde::Serialize;
@@ -8,45 +8,6 @@ use crate::cli::KeyArg;
 use crate::connect::Settings;
 use crate::failure::Failure;
 use crate::output::{Output, Table, microseconds};
-
-/// Prints the DERP map.
-///
-/// # Errors
-/// See [`Failure`].
-pub async fn derp_map(settings: &Settings, output: &mut Output<'_>) -> Result<(), Failure> {
-    let mut operator = settings.connect().await?;
-    let document = operator.get_derp_map(v1::GetDerpMapRequest {}).await?.into_inner();
-    let map: serde_json::Value = serde_json::from_str(&document.json)
-        .map_err(|error| Failure::Failed(anyhow::anyhow!("the node's DERP map is no JSON: {error}")))?;
-    Ok(output.one(&map, || derp_map_table(&map))?)
-}
-
-fn derp_map_table(map: &serde_json::Value) -> String {
-    let mut table = Table::new(["REGION", "CODE", "NODE", "HOST", "IPV4", "IPV6", "DERP", "STUN"]);
-    let text = |value: &serde_json::Value, field: &str| match &value[field] {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Null => String::new(),
-        other => other.to_string(),
-    };
-    for region in map["Regions"].as_object().into_iter().flat_map(|regions| regions.values()) {
-        for node in region["Nodes"].as_array().into_iter().flatten() {
-            let port = |field: &str, default: &str| {
-                Some(text(node, field)).filter(|port| !port.is_empty() && port != "0").unwrap_or(default.to_owned())
-            };
-            table.row([
-                text(region, "RegionID"),
-                text(region, "RegionCode"),
-                text(node, "Name"),
-                text(node, "HostName"),
-                text(node, "IPv4"),
-                text(node, "IPv6"),
-                port("DERPPort", "443"),
-                port("STUNPort", "3478"),
-            ]);
-        }
-    }
-    table.to_string()
-}
 
 /// The way of a packet, as `causeway trace` prints it.
 #[derive(Debug, Clone, Serialize)]

@@ -144,7 +144,7 @@ proptest! {
     }
 }
 
-fn any_map() -> impl Strategy<Value = DerpMap> {
+pub(super) fn any_map() -> impl Strategy<Value = DerpMap> {
     let node = (".{0,5}", any::<u64>(), ".{0,9}", any::<(i32, i32, bool, bool)>()).prop_map(
         |(name, region, host_name, (derp_port, stun_port, stun_only, can_port80))| Node {
             name,

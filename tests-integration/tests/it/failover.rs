@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use causeway_client::{Trust, load_map};
 use causeway_rpc::v1::{GetClusterStatusRequest, GetNodeStatusRequest, GetRaftStatusRequest};
 use causeway_tests_integration::client::{SETTLE, TestClient, exchange_all};
 use causeway_tests_integration::cluster::{Cluster, wait_for};
@@ -164,8 +165,12 @@ async fn without_a_quorum_packets_flow_and_clients_are_admitted() -> anyhow::Res
     // New clients are admitted and reachable, also at a node that was restarted in this state.
     let restarted = alive.iter().find(|node| **node != voters[2]).context("a learner is alive")?;
     drop(before);
+    let url = format!("https://{}/derpmap", cluster.node(restarted).derp);
+    let trust = Trust::ca_file(&cluster.ready().ca_file)?;
+    let map = load_map(&url, Some(&trust)).await?;
     cluster.stop(restarted).await?;
     cluster.start_node(restarted).await?;
+    ensure!(load_map(&url, Some(&trust)).await? == map, "the last DERP map is served although Raft has none");
     let mut after = connect_all(&cluster, &alive).await?;
     for (index, client) in after.iter().enumerate() {
         let others: Vec<&str> = alive.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, node)| *node).collect();

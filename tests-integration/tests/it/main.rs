@@ -6,6 +6,7 @@ mod bad_bytes;
 mod boundaries;
 mod demo;
 mod derp;
+mod derpmap;
 mod dev;
 mod dns;
 mod failover;

@@ -20,7 +20,7 @@ pub struct Document {
 /// The newest map's document.
 #[derive(Debug)]
 pub struct DerpMapDocument {
-    maps: watch::Receiver<Arc<DerpMap>>,
+    maps: watch::Receiver<Option<Arc<DerpMap>>>,
     /// The map it was made from, so that a change is seen.
     cached: Mutex<Option<(Arc<DerpMap>, Document)>>,
 }
@@ -28,26 +28,26 @@ pub struct DerpMapDocument {
 impl DerpMapDocument {
     /// Follows `maps`.
     #[must_use]
-    pub const fn new(maps: watch::Receiver<Arc<DerpMap>>) -> Self {
+    pub const fn new(maps: watch::Receiver<Option<Arc<DerpMap>>>) -> Self {
         Self { maps, cached: Mutex::new(None) }
     }
 
-    /// The document of the newest map.
+    /// The document of the newest map, if there is a map yet.
     ///
     /// # Errors
     /// The map holds a number that JSON cannot.
-    pub fn current(&self) -> Result<Document, serde_json::Error> {
-        let map = Arc::clone(&self.maps.borrow());
+    pub fn current(&self) -> Result<Option<Document>, serde_json::Error> {
+        let Some(map) = self.maps.borrow().clone() else { return Ok(None) };
         let mut cached = self.cached.lock();
         match &*cached {
-            Some((of, document)) if Arc::ptr_eq(of, &map) => Ok(document.clone()),
+            Some((of, document)) if Arc::ptr_eq(of, &map) => Ok(Some(document.clone())),
             _ => {
                 let body = Bytes::from(serde_json::to_vec(&*map)?);
                 let digest = Sha256::digest(&body);
                 let etag = format!("\"{}\"", data_encoding::HEXLOWER.encode(&digest[..16]));
                 let document = Document { body, etag };
                 *cached = Some((map, document.clone()));
-                Ok(document)
+                Ok(Some(document))
             }
         }
     }

@@ -129,7 +129,12 @@ fn derp_map(site: &Site, head: &RequestHead) -> Response {
     if !matches!(head.method.as_str(), "GET" | "HEAD") {
         return Response::error(405, "wanted GET or HEAD").with("Allow", "GET, HEAD");
     }
-    let Ok(document) = site.derp_map.current() else { return Response::error(500, "the DERP map cannot be written") };
+    let document = match site.derp_map.current() {
+        Ok(Some(document)) => document,
+        // An empty map would take every relay from who believes it.
+        Ok(None) => return Response::error(503, "no DERP map yet: ask again, or another node").with("Retry-After", "5"),
+        Err(_) => return Response::error(500, "the DERP map cannot be written"),
+    };
     let known = head.header_values("If-None-Match").flat_map(|value| value.split(','));
     let unchanged = known.map(|tag| tag.trim().trim_start_matches("W/")).any(|tag| tag == "*" || tag == document.etag);
     let response = if unchanged { Response::empty(304) } else { Response::new(200, "application/json", document.body) };

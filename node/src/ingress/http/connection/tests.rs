@@ -13,8 +13,8 @@ use crate::ingress::metrics::IngressMetrics;
 use crate::lifecycle::health::Health;
 use crate::telemetry::exporter::{Exporter, registry};
 
-fn site(health: Health) -> (Site, watch::Sender<Arc<DerpMap>>) {
-    let (maps, receiver) = watch::channel(Arc::new(DerpMap::default()));
+fn site(health: Health) -> (Site, watch::Sender<Option<Arc<DerpMap>>>) {
+    let (maps, receiver) = watch::channel(Some(Arc::new(DerpMap::default())));
     let site = Site {
         node_name: "a-1".into(),
         host_name: "a-1.example".into(),
@@ -126,6 +126,16 @@ async fn only_probes_are_readable_across_origins_and_pages_are_guarded() {
 }
 
 #[tokio::test]
+async fn a_node_without_a_derp_map_says_so_and_when_to_ask_again() {
+    let (site, maps) = site(Health::default());
+    maps.send(None).unwrap();
+    let request = b"GET /derpmap HTTP/1.1\r\nIf-None-Match: *\r\nConnection: close\r\n\r\n";
+    let answer = exchange_as(Door::Derp, &site, "192.0.2.9", request).await.0;
+    assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && answer.contains("\r\nRetry-After: 5\r\n"), "{answer}");
+    assert!(!answer.contains("ETag") && !answer.contains("Regions"), "{answer}");
+}
+
+#[tokio::test]
 async fn the_derp_map_has_a_tag_that_follows_its_content() {
     let (site, maps) = site(Health::default());
     let request = async |tag: &str| {
@@ -137,8 +147,11 @@ async fn the_derp_map_has_a_tag_that_follows_its_content() {
     let tag = first.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap().to_owned();
     assert!(request(&tag).await.starts_with("HTTP/1.1 304 Not Modified\r\n"));
     assert!(request(&format!("\"x\", W/{tag}")).await.starts_with("HTTP/1.1 304"));
-    maps.send(Arc::new(DerpMap { omit_default_regions: true, ..DerpMap::default() })).unwrap();
+    maps.send(Some(Arc::new(DerpMap { omit_default_regions: true, ..DerpMap::default() }))).unwrap();
     assert!(request(&tag).await.starts_with("HTTP/1.1 200 OK\r\n"), "another map");
+    // Equal maps have equal tags, whenever and wherever they were made.
+    maps.send(Some(Arc::new(DerpMap::default()))).unwrap();
+    assert!(request(&tag).await.starts_with("HTTP/1.1 304 Not Modified\r\n"));
 }
 
 #[tokio::test]
