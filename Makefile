@@ -49,7 +49,11 @@ doc:
 
 .PHONY: deny
 deny:
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; else echo "skipped: cargo-deny is not installed"; fi
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; else echo "skipped: cargo-deny is not installed"; fi
+
+.PHONY: advisories
+advisories: ## Looks for known vulnerabilities of dependencies; fetches the advisory database
+	$(CARGO) deny check advisories
 
 .PHONY: fix
 fix: ## Formats Rust and Terraform, applies what clippy can mend by itself
