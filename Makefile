@@ -90,9 +90,10 @@ soak: ## Repeats the fleet tests in their long versions until one fails (ROUNDS=
 	done
 
 .PHONY: interop
-interop: ## Runs only the tests against Tailscale's own Go code
+interop: ## Runs only the tests against other people's Go programs: Tailscale's, and the ACME directory Pebble
 	$(CARGO) $(BINARIES)
 	$(CARGO) test -p causeway-tests-integration --test it -- interop --nocapture
+	$(CARGO) test -p causeway-node --test process -- acme --nocapture
 
 .PHONY: terraform-check
 terraform-check: ## Formats (checks), validates and lints terraform/
