@@ -3,6 +3,7 @@
 //! Counters are sharded by thread, so that the packet path shares no cache line between cores.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use causeway_proto::packet::is_disco;
 
@@ -128,6 +129,9 @@ impl DeliveredTo {
 /// Enough that few threads share one.
 const SHARDS: usize = 16;
 
+/// Weight of a new measurement in a moving average, as in stock servers.
+const QUEUE_WEIGHT: f64 = 0.1;
+
 /// Upper bounds of [`Books::writes`], in frames.
 pub const WRITE_BOUNDS: [u64; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 25, 50, 100];
 
@@ -148,6 +152,8 @@ struct Shard {
     dropped: [DroppedCounts; DropReason::ALL.len()],
     writes: [AtomicU64; WRITE_BOUNDS.len() + 1],
     written_frames: AtomicU64,
+    /// Bits of a moving average in milliseconds; 0 before the first measurement.
+    queue_ms: AtomicU64,
     /// Pushed minus popped here; only the sum over shards means something.
     queued: AtomicI64,
 }
@@ -159,7 +165,7 @@ pub struct Accounting {
 }
 
 /// Sums of the books at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct Books {
     /// Packets by [`AcceptedFrom`].
     pub accepted: [u64; AcceptedFrom::ALL.len()],
@@ -177,6 +183,8 @@ pub struct Books {
     pub writes: [u64; WRITE_BOUNDS.len() + 1],
     /// Frames of all these writes.
     pub written_frames: u64,
+    /// Milliseconds that packets wait in queues: a moving average.
+    pub queue_ms: f64,
     /// Packets waiting in lanes or being written.
     pub queued: i64,
 }
@@ -245,6 +253,15 @@ impl Accounting {
         shard.queued.fetch_sub(dropped.packets().cast_signed(), Ordering::Relaxed);
     }
 
+    /// Takes a measurement of how long a packet waited into the average.
+    pub(crate) fn waited(&self, time: Duration) {
+        let average = &self.shard().queue_ms;
+        let before = f64::from_bits(average.load(Ordering::Relaxed));
+        let new = before + QUEUE_WEIGHT * (time.as_secs_f64() * 1_000.0 - before);
+        // Two threads of one shard may lose a measurement: it is an average.
+        average.store(new.to_bits(), Ordering::Relaxed);
+    }
+
     /// Counts a write of so many frames.
     pub(crate) fn written(&self, frames: usize) {
         let frames = frames as u64;
@@ -261,7 +278,7 @@ impl Accounting {
     /// Sums all shards. Exact only while no packet moves.
     #[must_use]
     pub fn books(&self) -> Books {
-        let mut books = Books::default();
+        let (mut books, mut measured) = (Books::default(), 0.0);
         for shard in &self.shards {
             add(&mut books.accepted, &shard.accepted);
             add(&mut books.accepted_bytes, &shard.accepted_bytes);
@@ -275,6 +292,12 @@ impl Accounting {
             add(&mut books.writes, &shard.writes);
             books.written_frames += shard.written_frames.load(Ordering::Relaxed);
             books.queued += shard.queued.load(Ordering::Relaxed);
+            let queue_ms = f64::from_bits(shard.queue_ms.load(Ordering::Relaxed));
+            if queue_ms > 0.0 {
+                measured += 1.0;
+                // The mean of the shards' averages so far.
+                books.queue_ms += (queue_ms - books.queue_ms) / measured;
+            }
         }
         books
     }
@@ -342,6 +365,16 @@ mod tests {
         assert_eq!(books.dropped_of(DropReason::UnknownDest, PacketKind::Disco), (1, 66));
         assert_eq!(books.dropped_of(DropReason::UnknownDest, PacketKind::Other), (1, 5));
         assert_eq!((books.writes[1], books.writes[11], books.writes[16], books.written_frames), (1, 2, 1, 128));
+    }
+
+    #[test]
+    fn the_time_in_queues_is_a_moving_average() {
+        let accounting = Accounting::default();
+        assert_eq!(accounting.books().queue_ms, 0.0);
+        (0..200).for_each(|_| accounting.waited(Duration::from_millis(5)));
+        assert!((accounting.books().queue_ms - 5.0).abs() < 0.01);
+        accounting.waited(Duration::from_millis(15));
+        assert!((accounting.books().queue_ms - 6.0).abs() < 0.01, "a tenth of the new one");
     }
 
     #[test]

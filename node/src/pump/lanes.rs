@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_proto::limits::PACKET_LEN_MAX;
@@ -13,6 +14,7 @@ use causeway_proto::packet::{Class, Packet};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::stopwatch::Stopwatch;
 use super::{buffers, wake};
 use crate::forward::accounting::{Accounting, DeliveredTo, Tally};
 use crate::forward::{DropReason, PacketForwarder, Verdict};
@@ -192,6 +194,10 @@ struct Lanes<C> {
     held: usize,
     /// Packets in them that are slices of read chunks.
     uncopied: usize,
+    /// Follows packets of the data lane.
+    stopwatch: Stopwatch,
+    /// What it measured, until it is counted.
+    waited: Option<Duration>,
     control_max: usize,
     writer_sleeps: bool,
     closed: bool,
@@ -209,7 +215,11 @@ impl<C> Lanes<C> {
         self.bytes += waiting.cost();
         self.held += waiting.held();
         self.uncopied += usize::from(!waiting.copied);
-        self.lane(waiting.packet.class).push_back(waiting);
+        let class = waiting.packet.class;
+        self.lane(class).push_back(waiting);
+        if class == Class::Data {
+            self.stopwatch.pushed(self.data.len());
+        }
     }
 
     fn pop_front(&mut self, class: Class) -> Option<Waiting> {
@@ -217,6 +227,9 @@ impl<C> Lanes<C> {
         self.bytes -= waiting.cost();
         self.held -= waiting.held();
         self.uncopied -= usize::from(!waiting.copied);
+        if class == Class::Data {
+            self.waited = self.stopwatch.popped().or(self.waited);
+        }
         Some(waiting)
     }
 
@@ -301,6 +314,8 @@ impl<C> Outbox<C> {
             bytes: 0,
             held: 0,
             uncopied: 0,
+            stopwatch: Stopwatch::default(),
+            waited: None,
             control_max: limits.control,
             writer_sleeps: false,
             closed: false,
@@ -404,6 +419,7 @@ impl<C> Outbox<C> {
         let taken = lanes.pop_lane(Class::Liveness, first_share, batch);
         lanes.pop_lane(Class::Data, max_bytes.saturating_sub(taken), batch);
         let freed = held - lanes.held;
+        let waited = lanes.waited.take();
         lanes.writer_sleeps = batch.is_empty();
         if lanes.writer_sleeps {
             lanes.control.shrink_to(IDLE_CAPACITY);
@@ -413,6 +429,9 @@ impl<C> Outbox<C> {
         drop(guard);
         if freed > 0 {
             self.shared.budget.give_back(freed);
+        }
+        if let Some(waited) = waited {
+            self.shared.accounting.waited(waited);
         }
         true
     }
@@ -458,6 +477,9 @@ impl<C> Outbox<C> {
             self.shared.budget.give_back(victim.held());
             dropped.add(&victim.packet.payload);
         };
+        if let Some(waited) = lanes.waited.take() {
+            self.shared.accounting.waited(waited);
+        }
         if dropped.packets() > 0 {
             self.shared.accounting.dropped_from_queue(DropReason::QueueHead, &dropped);
         }

@@ -6,6 +6,7 @@
 mod buffers;
 pub mod lanes;
 pub mod reader;
+mod stopwatch;
 pub(crate) mod wake;
 pub mod writer;
 

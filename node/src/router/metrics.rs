@@ -87,6 +87,9 @@ impl Collector for PacketBooks {
         dropped(out, "Packets dropped", None, |reason, kind| books.dropped_of(reason, kind).0)?;
         dropped(out, "Payload of packets dropped", Some(&Unit::Bytes), |reason, kind| books.dropped_of(reason, kind).1)?;
         writes(out, &books)?;
+        let waited = ConstGauge::new(books.queue_ms);
+        let help = "Time that packets of the data lanes wait to be written, a moving average";
+        waited.encode(out.encode_descriptor("causeway_packets_queue_milliseconds", help, None, waited.metric_type())?)?;
         let queued = ConstGauge::new(books.queued);
         queued.encode(out.encode_descriptor(
             "causeway_packets_queued",

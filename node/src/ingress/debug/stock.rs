@@ -72,7 +72,8 @@ const STOCK_REASONS: [&str; 7] =
     ["dup_client", "gone_disconnected", "queue_head", "queue_tail", "unknown_dest", "unknown_dest_on_fwd", "write_error"];
 
 /// Keys without a Prometheus type in a stock derper.
-const UNTYPED: [&str; 6] = [
+const UNTYPED: [&str; 7] = [
+    "average_queue_duration_ms",
     "rate_limit_per_client_bytes_per_second",
     "rate_limit_per_client_burst_bytes",
     "derper_tls_request_version",
@@ -140,6 +141,7 @@ const TABLE: &[Row] = &[
     ("derp", "peer_gone_not_here_frames", Sum("causeway_derp_peer_gone_not_here_frames_total", &[])),
     ("derp", "unknown_frames", Sum("causeway_derp_unknown_frames_total", &[])),
     ("derp", "sclient_write_timeouts", Sum("causeway_derp_connections_ended_total", &[("reason", "write_stalled")])),
+    ("derp", "average_queue_duration_ms", Sum("causeway_packets_queue_milliseconds", &[])),
     ("derp", "counter_buffered_write_frames", Histogram("causeway_packets_write_frames")),
     ("derp", "gauge_memstats_sys0", Sum("causeway_process_resident_memory_bytes", &[])),
     ("derp", "gauge_current_file_descriptors", Sum("causeway_process_open_fds", &[])),
