@@ -106,3 +106,20 @@ async fn every_metric_the_page_maps_to_is_exported() {
     assert!(count > 30, "{count}");
     node.stop().await;
 }
+
+#[tokio::test]
+async fn every_exported_metric_is_on_the_page() {
+    let home = Home::new();
+    let node = home.start(&[]).await;
+    drop(client(&node, false).await);
+    get_nothing(&node.ready.derp).await;
+    node.until_metric("causeway_derp_connections_ended_total", |ended| ended == 1.0).await;
+    node.until_metric("causeway_ingress_refused_connections_total", |refused| refused == 1.0).await;
+    let exported = node.metrics().await;
+    let page = PAGE.split("## Our names").nth(1).unwrap();
+    let types = exported.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let names = types.map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() });
+    let missing: Vec<String> = names.filter(|name| !page.contains(&format!("| `{name}` | "))).collect();
+    assert!(missing.is_empty(), "docs/operations/metrics.md lacks {missing:?}");
+    node.stop().await;
+}
