@@ -163,3 +163,27 @@ fn markdown_links_of_the_repository_lead_somewhere() {
         }
     }
 }
+
+/// The fields of the object type of a Terraform variable, line by line.
+fn fields_of(module: &str, variable: &str) -> Vec<String> {
+    let file = repository().join("terraform").join(module).join("variables.tf");
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let from_variable = text.lines().skip_while(|line| *line != format!("variable \"{variable}\" {{"));
+    let from_type = from_variable.skip_while(|line| !line.starts_with("  type = ")).skip(1);
+    let fields: Vec<String> = from_type.take_while(|line| !line.starts_with("  })")).map(|line| line.trim().to_owned()).collect();
+    assert!(!fields.is_empty(), "{}: variable {variable} has no object type", file.display());
+    fields
+}
+
+#[test]
+fn terraform_modules_agree_on_the_types_they_share() {
+    // HCL has no names for types, so each module writes them out.
+    let fleet = fields_of("modules/topology", "fleet");
+    for module in ["modules/plan", "modules/region/local", "fleets/local"] {
+        assert_eq!(fields_of(module, "fleet"), fleet, "{module}");
+    }
+    let region = fields_of("modules/topology", "regions");
+    assert_eq!(fields_of("modules/plan", "regions"), region);
+    assert_eq!(fields_of("modules/region/local", "region"), region);
+    assert_eq!(fields_of("modules/operate", "machines"), fields_of("modules/plan", "machines"));
+}
