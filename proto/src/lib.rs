@@ -13,7 +13,9 @@
 //! | [`derpmap`] | the DERP map and its JSON |
 //! | [`link`] | `causeway-link/1`, packets between nodes |
 //! | [`netcheck`] | measuring regions and choosing the home |
+//! | [`proxy_protocol`] | the header that load balancers send before a connection |
 //! | [`stun`] | binding requests and answers |
+//! | [`websocket`] | frames and handshake of WebSocket, as a server needs them |
 
 #![warn(missing_docs)]
 
@@ -29,6 +31,8 @@ pub mod link;
 pub mod netcheck;
 pub mod packet;
 pub mod presence;
+pub mod proxy_protocol;
 pub mod stun;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod websocket;

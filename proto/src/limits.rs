@@ -36,6 +36,11 @@ pub const HTTP_HEAD_LEN_MAX: usize = 8192;
 /// Most header lines of an HTTP head.
 pub const HTTP_HEADERS_MAX: usize = 64;
 
+/// Longest PROXY header of version 1, line end included.
+pub const PROXY_V1_LEN_MAX: usize = 107;
+/// Most bytes behind the fixed part of a PROXY header of version 2: addresses, and extensions that may hold a certificate's name.
+pub const PROXY_V2_BODY_LEN_MAX: usize = 2048;
+
 /// Header of a link frame: body length and type.
 pub const LINK_HEADER_LEN: usize = 5;
 /// Fixed part of a packet's link body: keys, class, flags, redirects, path length, origin, target, rank.

@@ -1,5 +1,7 @@
 //! HTTP around DERP (`derp.md` section 4.2): heads of requests and of the 101 answer. Pure bytes; used for every HTTP endpoint of a node.
 
+use std::net::{IpAddr, SocketAddr};
+
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::derp::PROTOCOL_VERSION;
@@ -54,7 +56,7 @@ impl HeadError {
 pub enum Upgrade {
     /// `Upgrade: derp`, or `websocket` without the `derp` subprotocol (very old clients): raw frames follow.
     Derp,
-    /// `Upgrade: websocket` with the subprotocol `derp`.
+    /// `Upgrade: websocket` with a subprotocol in whose name is `derp`.
     WebSocket,
 }
 
@@ -132,8 +134,9 @@ impl RequestHead {
         if !value.eq_ignore_ascii_case("websocket") {
             return None;
         }
-        let speaks_derp = self.header_values("Sec-WebSocket-Protocol").any(|value| list_contains(value, "derp"));
-        Some(if speaks_derp { Upgrade::WebSocket } else { Upgrade::Derp })
+        // As stock servers look for it: a subprotocol whose name only holds the word is refused later, as a WebSocket.
+        let names_derp = self.header_values("Sec-WebSocket-Protocol").any(|value| value.to_ascii_lowercase().contains("derp"));
+        Some(if names_derp { Upgrade::WebSocket } else { Upgrade::Derp })
     }
 
     /// Whether the client knows the server's key already and sends its login without waiting: no HTTP answer then.
@@ -148,10 +151,39 @@ impl RequestHead {
         self.header("Ideal-Node").filter(|name| !name.is_empty())
     }
 
+    /// The client behind proxies that are trusted: the last address of `X-Forwarded-For` that is not a trusted proxy's own. `None` if
+    /// there is no such header, or if its end is no address.
+    #[must_use]
+    pub fn forwarded_for(&self, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let mut client = None;
+        let hops: Vec<&str> = self.header_values("X-Forwarded-For").flat_map(|value| value.split(',')).collect();
+        for hop in hops.into_iter().rev() {
+            let Some(address) = address_of(hop.trim()) else { break };
+            client = Some(address);
+            if !is_trusted(address) {
+                break;
+            }
+        }
+        client
+    }
+
+    /// The first value of a field of the query, `%XX` and `+` decoded; bytes that are not UTF-8 are replaced.
+    #[must_use]
+    pub fn query_value(&self, name: &str) -> Option<String> {
+        let fields = self.query.split('&').map(|field| field.split_once('=').unwrap_or((field, "")));
+        fields.into_iter().find(|(key, _)| form_decoded(key) == name).map(|(_, value)| form_decoded(value))
+    }
+
+    /// Whether the comma-separated values of a header hold `word`, without regard to case.
+    #[must_use]
+    pub fn lists(&self, header: &str, word: &str) -> bool {
+        self.header_values(header).any(|value| list_contains(value, word))
+    }
+
     /// Whether the connection may serve another request.
     #[must_use]
     pub fn keep_alive(&self) -> bool {
-        let says = |word| self.header_values("Connection").any(|value| list_contains(value, word));
+        let says = |word| self.lists("Connection", word);
         if self.minor_version == 0 { says("keep-alive") && !says("close") } else { !says("close") }
     }
 }
@@ -159,6 +191,32 @@ impl RequestHead {
 /// Whether a comma-separated header value holds `word`, without regard to case.
 fn list_contains(value: &str, word: &str) -> bool {
     value.split(',').any(|item| item.trim().eq_ignore_ascii_case(word))
+}
+
+fn form_decoded(text: &str) -> String {
+    let (mut decoded, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let [byte, tail @ ..] = rest {
+        let hex = tail.first_chunk().filter(|_| *byte == b'%').and_then(|digits| from_hex(*digits));
+        decoded.push(match (byte, hex) {
+            (_, Some(byte)) => byte,
+            (b'+', _) => b' ',
+            (byte, None) => *byte,
+        });
+        rest = &tail[if hex.is_some() { 2 } else { 0 }..];
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+fn from_hex(digits: [u8; 2]) -> Option<u8> {
+    let [high, low] = digits.map(|digit| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
+    Some(high? << 4 | low?)
+}
+
+/// An address, which may stand in brackets or with a port.
+fn address_of(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse().ok().or_else(|| text.parse().ok().map(|end: SocketAddr| end.ip()))?;
+    Some(address.to_canonical())
 }
 
 fn split_target(target: &str) -> (&str, &str) {

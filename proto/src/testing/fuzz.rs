@@ -18,20 +18,24 @@ use crate::derp::seal::BoxKey;
 use crate::derp::upgrade::{RequestHead, ResponseHead};
 use crate::derpmap::DerpMap;
 use crate::key::{NodePrivate, NodePublic};
-use crate::limits::{HTTP_HEAD_LEN_MAX, HTTP_HEADERS_MAX};
+use crate::limits::{HTTP_HEAD_LEN_MAX, HTTP_HEADERS_MAX, PROXY_V1_LEN_MAX, PROXY_V2_BODY_LEN_MAX};
 use crate::link::frame::{LinkDecoder, LinkFrame, encode as encode_link};
 use crate::presence::{pack_ops, unpack_ops};
+use crate::proxy_protocol::ProxyHeader;
 use crate::stun::message;
+use crate::websocket::{self, Handshake};
 
 /// A fuzz target's body.
 pub type Target = fn(&[u8]);
 
 /// All targets by name: `proto/fuzz/fuzz_targets/NAME.rs`, corpus in `proto/fuzz/corpus/NAME`.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("derp_server_frames", derp_server_frames),
     ("derp_client_frames", derp_client_frames),
     ("login", login),
     ("http_head", http_head),
+    ("proxy_header", proxy_header),
+    ("websocket", websocket),
     ("stun", stun),
     ("link_frames", link_frames),
     ("derp_map", derp_map),
@@ -136,7 +140,10 @@ pub fn http_head(data: &[u8]) {
         let len = data.len() - buf.len();
         assert!(len <= HTTP_HEAD_LEN_MAX && head.headers.len() <= HTTP_HEADERS_MAX && data.ends_with(&buf));
         assert!(head.upgrade().is_none() || head.header("upgrade").is_some());
-        let _ = (head.fast_start(), head.ideal_node(), head.keep_alive());
+        let _ = (head.fast_start(), head.ideal_node(), head.keep_alive(), head.query_value("q"), Handshake::of(&head));
+        if let Some(client) = head.forwarded_for(|address| address.is_loopback()) {
+            assert!(head.header("x-forwarded-for").is_some() && client == client.to_canonical());
+        }
         let mut exact = BytesMut::from(&data[..len]);
         assert_eq!(RequestHead::take(&mut exact), Ok(Some(head)), "bytes behind a head change it");
     }
@@ -144,6 +151,49 @@ pub fn http_head(data: &[u8]) {
     if let Ok(Some(head)) = ResponseHead::take(&mut buf) {
         assert!(data.len() - buf.len() <= HTTP_HEAD_LEN_MAX && head.headers.len() <= HTTP_HEADERS_MAX);
     }
+}
+
+/// A PROXY header and what follows it: any split decodes the same, and what is not taken is left alone.
+pub fn proxy_header(data: &[u8]) {
+    let (bytes, cuts) = cuts(data);
+    let mut whole = BytesMut::from(bytes);
+    let at_once = ProxyHeader::take(&mut whole);
+    if matches!(at_once, Ok(Some(_))) {
+        let len = bytes.len() - whole.len();
+        assert!((1..=PROXY_V2_BODY_LEN_MAX + PROXY_V1_LEN_MAX).contains(&len) && bytes.ends_with(&whole));
+    } else {
+        assert_eq!(whole, bytes);
+    }
+    let mut pieces = BytesMut::new();
+    let mut start = 0;
+    for end in cuts.into_iter().chain([bytes.len()]) {
+        pieces.extend_from_slice(&bytes[start..end]);
+        start = end;
+        match ProxyHeader::take(&mut pieces) {
+            Ok(None) => {}
+            decided => return assert_eq!(decided, at_once, "a split changes what is decoded"),
+        }
+    }
+    assert_eq!(at_once, Ok(None));
+}
+
+/// Frames of a WebSocket client: any split strips to the same stream.
+pub fn websocket(data: &[u8]) {
+    let (bytes, cuts) = cuts(data);
+    let strip = |cuts: &[usize]| {
+        let (mut decoder, mut stream, mut start) = (websocket::Decoder::default(), Vec::new(), 0);
+        for end in cuts.iter().copied().chain([bytes.len()]) {
+            let mut piece = bytes[start..end].to_vec();
+            start = end;
+            match decoder.decode(&mut piece) {
+                Ok(len) => stream.extend_from_slice(&piece[..len]),
+                Err(error) => return Err(error),
+            }
+        }
+        assert!(stream.len() <= bytes.len());
+        Ok((stream, decoder.take_pong(), decoder.closed(), decoder.is_at_border()))
+    };
+    assert_eq!(strip(&cuts), strip(&[]), "a split changes the stream");
 }
 
 /// STUN requests and answers: what is taken is answered, and answers read back.

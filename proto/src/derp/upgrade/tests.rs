@@ -33,6 +33,7 @@ fn what_counts_as_an_upgrade() {
         ("Upgrade: derp", Some(Upgrade::Derp)),
         ("upgrade:   dErP  ", Some(Upgrade::Derp)),
         ("Upgrade: websocket", Some(Upgrade::Derp)),
+        ("Upgrade: websocket\r\nSec-WebSocket-Protocol: derpy", Some(Upgrade::WebSocket)),
         ("Upgrade: WebSocket\r\nSec-WebSocket-Protocol: chat", Some(Upgrade::Derp)),
         ("Upgrade: WebSocket\r\nSec-WebSocket-Protocol: derp", Some(Upgrade::WebSocket)),
         ("Upgrade: websocket\r\nSec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: x, DERP", Some(Upgrade::WebSocket)),
@@ -73,6 +74,45 @@ fn targets_split_into_path_and_query() {
     for (target, path, query) in cases {
         let head = head(&format!("GET {target} HTTP/1.1\r\n\r\n"));
         assert_eq!((head.path.as_str(), head.query.as_str()), (path, query), "{target}");
+    }
+}
+
+#[test]
+fn the_client_behind_trusted_proxies_is_the_last_address_they_did_not_write_for_themselves() {
+    let trusted = |address: IpAddr| address.to_string().starts_with("10.");
+    for (headers, client) in [
+        ("", None),
+        ("X-Forwarded-For: 192.0.2.1", Some("192.0.2.1")),
+        ("X-Forwarded-For: 203.0.113.9, 192.0.2.1, 10.0.0.1", Some("192.0.2.1")),
+        ("X-Forwarded-For: 203.0.113.9\r\nx-forwarded-for: 2001:db8::1,10.0.0.2", Some("2001:db8::1")),
+        ("X-Forwarded-For: 10.0.0.1, 10.0.0.2", Some("10.0.0.1")),
+        ("X-Forwarded-For: 192.0.2.1:8080", Some("192.0.2.1")),
+        ("X-Forwarded-For: [2001:db8::1]:8080", Some("2001:db8::1")),
+        ("X-Forwarded-For: [2001:db8::1]", Some("2001:db8::1")),
+        ("X-Forwarded-For: ::ffff:192.0.2.1", Some("192.0.2.1")),
+        ("X-Forwarded-For: 192.0.2.1, unknown", None),
+        ("X-Forwarded-For: unknown, 10.0.0.1", Some("10.0.0.1")),
+        ("X-Forwarded-For:", None),
+    ] {
+        let head = head(&format!("GET / HTTP/1.1\r\n{headers}\r\n\r\n").replace("\r\n\r\n\r\n", "\r\n\r\n"));
+        assert_eq!(head.forwarded_for(trusted).map(|address| address.to_string()).as_deref(), client, "{headers}");
+    }
+}
+
+#[test]
+fn fields_of_a_query_are_decoded() {
+    for (query, value) in [
+        ("q=derp.example.com", Some("derp.example.com")),
+        ("a=1&q=x&q=y", Some("x")),
+        ("%71=a%2Db+c%", Some("a-b c%")),
+        ("q=%zz%4", Some("%zz%4")),
+        ("q=%ff", Some("\u{fffd}")),
+        ("q", Some("")),
+        ("", None),
+        ("qq=1", None),
+    ] {
+        let head = head(&format!("GET /?{query} HTTP/1.1\r\n\r\n"));
+        assert_eq!(head.query_value("q").as_deref(), value, "{query}");
     }
 }
 
