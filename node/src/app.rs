@@ -24,8 +24,9 @@ use crate::forward::PacketForwarder;
 use crate::forward::links::NodeLinks;
 use crate::ingress::debug::{DebugPages, DebugParts};
 use crate::ingress::derp::{DerpParts, DerpServer, KEEP_ALIVE};
-use crate::ingress::door::{DoorParts, Doors};
-use crate::ingress::http::{DerpMapDocument, Site};
+use crate::ingress::door::{Balancers, DoorParts, Doors};
+use crate::ingress::http::bootstrap_dns::SystemResolver;
+use crate::ingress::http::{BootstrapDns, DebugDesk, DerpMapDocument, Site};
 use crate::ingress::mesh::{MeshDoor, MeshDoorParts};
 use crate::ingress::metrics::IngressMetrics;
 use crate::ingress::operator::{OperatorDoor, OperatorPort, OperatorSocket};
@@ -203,7 +204,7 @@ async fn start(
     let served = Arc::clone(&certificate);
     health.add(move || served.not_ready_because(wall_clock()));
     let exporter = Exporter::new(metrics_registry(&metrics, &control, &packets, &derp, &admission, &config_metrics));
-    let debug = DebugPages::new(DebugParts {
+    let pages = DebugPages::new(DebugParts {
         exporter: exporter.clone(),
         registry: Arc::clone(&packets.registry),
         view: Arc::clone(&control.view),
@@ -215,11 +216,21 @@ async fn start(
         node_name: config.name.clone(),
         host_name: config.advertise.host_name.clone(),
         https_port: config.advertise.derp_port.unwrap_or(listeners.bound.derp.port()),
+        home: config.http.home.clone(),
+        plain_serves_derp: config.derp.plain_http_serves_derp,
+        trusted_proxies: config.http.trusted_proxies.clone(),
+        debug: DebugDesk {
+            networks: config.http.debug_networks.clone(),
+            key: config.http.debug_key.clone(),
+            has_mesh_key: config.derp_mesh.is_some(),
+            started: tokio::time::Instant::now(),
+            pages,
+        },
+        bootstrap_dns: bootstrap_dns(config, &metrics, runtimes, tasks)?,
         derp_map: DerpMapDocument::new(control.derp_map.clone()),
         challenges: certificate.challenges(),
         health: health.clone(),
         exporter,
-        debug,
         metrics: metrics.clone(),
     });
 
@@ -230,6 +241,8 @@ async fn start(
         site: Arc::clone(&site),
         derp,
         gate: ConnectionGate::new(limits::connection_limits(&config.limits)),
+        balancers: Balancers { derp: config.proxy_protocol.derp.clone(), plain_http: config.proxy_protocol.plain_http.clone() },
+        proxied: limits::count(config.limits.unauthenticated),
         handshakes: limits::handshakes(&config.limits),
         control: control_runtime.clone(),
         packet: runtimes.packet().clone(),
@@ -356,6 +369,22 @@ fn derp_server(
         cancel: tasks.cancel.clone(),
         keep_alive: KEEP_ALIVE,
     })
+}
+
+/// Resolves the names for clients without DNS, if there are any.
+fn bootstrap_dns(
+    config: &Config,
+    metrics: &IngressMetrics,
+    runtimes: &Runtimes,
+    tasks: &Tasks,
+) -> anyhow::Result<Arc<BootstrapDns>> {
+    let dns = BootstrapDns::new(metrics.bootstrap_dns().clone());
+    if let Some(names) = &config.bootstrap_dns {
+        let resolver = SystemResolver::new(&names.servers).context("bootstrap_dns: cannot ask the system's DNS servers")?;
+        let refresh = Arc::clone(&dns).keep_fresh(names.clone(), resolver, tasks.cancel.clone());
+        tasks.spawn_on(runtimes.control(), refresh);
+    }
+    Ok(dns)
 }
 
 fn metrics_registry(

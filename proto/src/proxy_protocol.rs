@@ -75,10 +75,7 @@ impl ProxyHeader {
     /// # Errors
     /// [`ProxyError`]; the connection cannot be used.
     pub fn take(buf: &mut BytesMut) -> Result<Option<Self>, ProxyError> {
-        let (header, len) = match Self::parse(buf)? {
-            Some(parsed) => parsed,
-            None => return Ok(None),
-        };
+        let Some((header, len)) = Self::parse(buf)? else { return Ok(None) };
         buf.advance(len);
         Ok(Some(header))
     }

@@ -94,9 +94,7 @@ impl Handshake {
         let mut keys = head.header_values("Sec-WebSocket-Key");
         let key = keys.next().filter(|key| BASE64.decode(key.as_bytes()).is_ok_and(|key| key.len() == KEY_LEN));
         match (key, keys.next()) {
-            (Some(key), None) => {
-                Ok(Self { key: key.to_owned(), speaks_derp: head.lists("Sec-WebSocket-Protocol", SUBPROTOCOL) })
-            }
+            (Some(key), None) => Ok(Self { key: key.to_owned(), speaks_derp: head.lists("Sec-WebSocket-Protocol", SUBPROTOCOL) }),
             _ => Err(HandshakeError::Key),
         }
     }
@@ -390,7 +388,6 @@ fn control(opcode: u8, payload: &[u8]) -> Vec<u8> {
     debug_assert!(payload.len() <= CONTROL_LEN_MAX, "control frames are short");
     [&[FIN | opcode, payload.len() as u8], payload].concat()
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,12 @@ use super::file::{Acme, AcmeChallenge, Admission, Derp, Limits, Log, LogFormat, 
 
 impl Default for Derp {
     fn default() -> Self {
-        Self { listen: "0.0.0.0:443".into(), plain_http_listen: String::new(), server_key_file: String::new() }
+        Self {
+            listen: "0.0.0.0:443".into(),
+            plain_http_listen: String::new(),
+            plain_http_serves_derp: false,
+            server_key_file: String::new(),
+        }
     }
 }
 

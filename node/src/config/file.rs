@@ -23,6 +23,9 @@ pub struct FileConfig {
     pub advertise: Advertise,
     pub derp: Derp,
     pub admission: Admission,
+    pub http: Http,
+    pub proxy_protocol: ProxyProtocol,
+    pub bootstrap_dns: BootstrapDns,
     pub tls: Tls,
     pub stun: Stun,
     pub mesh: Mesh,
@@ -67,7 +70,7 @@ sections! {
         mesh: String,
     }
     /// `[derp]`
-    Derp { listen: String, plain_http_listen: String, server_key_file: String }
+    Derp { listen: String, plain_http_listen: String, plain_http_serves_derp: bool, server_key_file: String }
     /// `[admission]`
     Admission {
         sources: Vec<AdmissionSource>,
@@ -83,6 +86,15 @@ sections! {
         stale_seconds: u64,
         recheck_seconds: u64,
     }
+    /// `[http]`
+    #[derive(Default)]
+    Http { home: String, trusted_proxies: Vec<String>, debug_networks: Vec<String>, debug_key_file: String }
+    /// `[proxy_protocol]`
+    #[derive(Default)]
+    ProxyProtocol { derp: Vec<String>, plain_http: Vec<String> }
+    /// `[bootstrap_dns]`
+    #[derive(Default)]
+    BootstrapDns { names: Vec<String>, unpublished_names: Vec<String>, servers: Vec<String> }
     /// `[tls]`
     #[derive(Default)]
     Tls { cert_file: String, key_file: String, self_signed: bool, acme: Option<Acme> }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use causeway_control::Seeds;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
+use sha2::{Digest, Sha256};
 
 use crate::admission::cache::Lifetimes;
 use crate::admission::list::KeyList;
@@ -50,6 +51,12 @@ pub struct Config {
     pub derp: Derp,
     /// Who may log in there.
     pub admission: Admission,
+    /// What its HTTP endpoints answer, and whom they believe.
+    pub http: Http,
+    /// Whose PROXY headers are believed.
+    pub proxy_protocol: ProxyProtocol,
+    /// Names that are resolved for clients without DNS: `None` is off.
+    pub bootstrap_dns: Option<BootstrapDns>,
     /// Where its certificate comes from.
     pub tls: Tls,
     /// STUN: `None` is off.
@@ -129,6 +136,8 @@ pub struct Derp {
     pub listen: SocketAddr,
     /// Plain HTTP listener: `None` is off.
     pub plain_http_listen: Option<SocketAddr>,
+    /// That listener serves everything to everybody, DERP included.
+    pub plain_http_serves_derp: bool,
     /// File that keeps the server key over restarts.
     pub server_key_file: Option<PathBuf>,
     /// The key in that file, if it exists already.
@@ -164,6 +173,89 @@ pub enum AdmissionSource {
     },
     /// Whom the Tailscale daemon behind this socket knows.
     Tailscaled(PathBuf),
+}
+
+/// The HTTP endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// The root page.
+    pub home: Home,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Cidr>,
+    /// Networks that may open the debug pages, on every listener.
+    pub debug_networks: Vec<Cidr>,
+    /// Opens the debug pages from anywhere.
+    pub debug_key: Option<DebugKey>,
+}
+
+/// What `/` answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Home {
+    /// A page that names the service.
+    Page,
+    /// Nothing.
+    Blank,
+    /// Somewhere else: an http or https URL.
+    Redirect(String),
+}
+
+/// A secret that stands in a URL.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DebugKey(String);
+
+impl DebugKey {
+    /// Whether `text` is the key; takes as long whatever of it is right.
+    #[must_use]
+    pub fn is(&self, text: &str) -> bool {
+        Sha256::digest(text.as_bytes()) == Sha256::digest(self.0.as_bytes())
+    }
+}
+
+impl std::fmt::Debug for DebugKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DebugKey(..)")
+    }
+}
+
+impl std::str::FromStr for DebugKey {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let good = text.len() >= DEBUG_KEY_LEN_MIN && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if good { Ok(Self(text.to_owned())) } else { Err("wanted at least 16 printable characters without spaces") }
+    }
+}
+
+/// A shorter key could be guessed.
+const DEBUG_KEY_LEN_MIN: usize = 16;
+
+/// From whom PROXY headers are believed, which they then must send; per listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// On `derp.listen`.
+    pub derp: Vec<Cidr>,
+    /// On `derp.plain_http_listen`.
+    pub plain_http: Vec<Cidr>,
+}
+
+/// Names that are resolved for clients whose DNS does not work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootstrapDns {
+    /// Told to everybody.
+    pub names: Vec<String>,
+    /// Told to those who ask for one by name.
+    pub unpublished: Vec<UnpublishedName>,
+    /// DNS servers to ask; empty: the system's.
+    pub servers: Vec<SocketAddr>,
+}
+
+/// A name that is rolled out to a share of the clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnpublishedName {
+    /// The name.
+    pub name: String,
+    /// Where a TXT record says to how many percent; `None`: to all.
+    pub percent_name: Option<String>,
 }
 
 /// Where the DERP certificate comes from.

@@ -2,6 +2,7 @@
 
 mod acme;
 mod admission;
+mod front;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +16,8 @@ use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
 
 use super::{
-    Advertise, Cidr, Config, ConfigError, Derp, DerpMesh, FileConfig, Mesh, Operator, Otlp, Problem, Region, Stun, Tls, file,
+    Advertise, Cidr, Config, ConfigError, Derp, DerpMesh, FileConfig, Mesh, Operator, Otlp, Problem, ProxyProtocol, Region, Stun,
+    Tls, file,
 };
 
 /// Largest region id: numbers in the DERP map must survive JSON.
@@ -24,7 +26,7 @@ const REGION_ID_MAX: u64 = (1 << 53) - 1;
 /// Longest node name and region code.
 const NAME_LEN_MAX: usize = 63;
 
-/// Most static seeds, DERP mesh networks.
+/// Most entries of a list: seeds, networks, names.
 const LIST_LEN_MAX: usize = 256;
 
 /// Slowest rate of a client, in bytes per second.
@@ -67,6 +69,12 @@ impl Check {
             advertise: self.advertise(&file.advertise),
             derp: self.derp(&file.derp),
             admission: self.admission(&file.admission),
+            http: self.http(&file.http),
+            proxy_protocol: ProxyProtocol {
+                derp: self.networks("proxy_protocol.derp", &file.proxy_protocol.derp),
+                plain_http: self.networks("proxy_protocol.plain_http", &file.proxy_protocol.plain_http),
+            },
+            bootstrap_dns: self.bootstrap_dns(&file.bootstrap_dns),
             tls: self.tls(file, &data_dir),
             stun: self
                 .optional_address("stun.listen", &file.stun.listen)
@@ -198,6 +206,7 @@ impl Check {
         Derp {
             listen: self.address("derp.listen", &derp.listen),
             plain_http_listen: self.optional_address("derp.plain_http_listen", &derp.plain_http_listen),
+            plain_http_serves_derp: derp.plain_http_serves_derp,
             server_key: if exists { self.secret::<NodePrivate>("derp.server_key_file", &derp.server_key_file) } else { None },
             server_key_file,
         }
@@ -236,7 +245,7 @@ impl Check {
     }
 
     fn derp_mesh(&mut self, derp_mesh: &file::DerpMesh) -> Option<DerpMesh> {
-        let allow = self.networks(&derp_mesh.allow);
+        let allow = self.networks("derp_mesh.allow", &derp_mesh.allow);
         if derp_mesh.key_file.is_empty() {
             if !allow.is_empty() {
                 self.wrong("derp_mesh.key_file", "is missing beside derp_mesh.allow");
@@ -249,9 +258,9 @@ impl Check {
         self.secret("derp_mesh.key_file", &derp_mesh.key_file).map(|key| DerpMesh { key, allow })
     }
 
-    fn networks(&mut self, networks: &[String]) -> Vec<Cidr> {
-        self.list_len("derp_mesh.allow", networks.len());
-        self.parsed("derp_mesh.allow", networks)
+    fn networks(&mut self, field: &str, networks: &[String]) -> Vec<Cidr> {
+        self.list_len(field, networks.len());
+        self.parsed(field, networks)
     }
 
     fn seeds(&mut self, discovery: &file::Discovery) -> Seeds {

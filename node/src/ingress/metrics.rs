@@ -38,9 +38,17 @@ struct AddressFamily {
     family: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Proxied {
+    door: &'static str,
+    by: &'static str,
+}
+
 /// All of them. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct IngressMetrics {
+    proxied: Family<Proxied, Counter>,
+    bootstrap_dns: BootstrapDnsMetrics,
     accepted: Family<Door, Counter>,
     accept_errors: Family<Door, Counter>,
     shed: Family<Door, Counter>,
@@ -84,7 +92,9 @@ impl IngressMetrics {
         ingress.register("tls_connections", "TLS handshakes done, by version", self.tls_connections.clone());
         let help = "Connections of clients over TLS that have not logged in, by version";
         ingress.register("tls_active_connections", help, self.tls_active.clone());
+        ingress.register("proxied_connections", "Connections whose client a trusted proxy named", self.proxied.clone());
         registry.register("causeway_stun_requests", "Valid binding requests by address family", self.stun_requests.clone());
+        self.bootstrap_dns.register(registry.sub_registry_with_prefix("causeway_bootstrap_dns"));
         registry.register("causeway_stun_datagrams", "Datagrams on the STUN port by what became of them", self.stun.clone());
     }
 
@@ -146,6 +156,17 @@ impl IngressMetrics {
         self.stun_requests.get_or_create(&AddressFamily { family }).clone()
     }
 
+    /// Counts a connection whose client a trusted proxy named, by PROXY protocol or in a header.
+    pub fn proxied(&self, door: &'static str, by: &'static str) {
+        self.proxied.get_or_create(&Proxied { door, by }).inc();
+    }
+
+    /// Those of bootstrap DNS.
+    #[must_use]
+    pub const fn bootstrap_dns(&self) -> &BootstrapDnsMetrics {
+        &self.bootstrap_dns
+    }
+
     /// The counter of a disposition of STUN datagrams.
     #[must_use]
     pub fn stun(&self, outcome: &'static str) -> Counter {
@@ -160,6 +181,44 @@ pub struct ActiveTls(Gauge);
 impl Drop for ActiveTls {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// `causeway_bootstrap_dns_*`, with the meanings of stock servers (`derp.md` section 11).
+#[derive(Clone, Debug, Default)]
+pub struct BootstrapDnsMetrics {
+    /// Requests.
+    pub requests: Counter,
+    /// A published name was asked for and has addresses.
+    pub published_hits: Counter,
+    /// A published name was asked for and has none.
+    pub published_misses: Counter,
+    /// An unpublished name was asked for and has addresses.
+    pub unpublished_hits: Counter,
+    /// A name was asked for that is in neither list.
+    pub unpublished_misses: Counter,
+    /// An unpublished name was asked for by a client that it is not rolled out to.
+    pub unpublished_percent_misses: Counter,
+    /// Different names asked for, up to 500.
+    pub queried_domains: Gauge,
+    /// Names that could not be resolved, and rounds cut short.
+    pub failures: Counter,
+}
+
+impl BootstrapDnsMetrics {
+    fn register(&self, area: &mut Registry) {
+        area.register("requests", "Requests for bootstrap DNS", self.requests.clone());
+        area.register("published_hits", "Published names asked for", self.published_hits.clone());
+        area.register("published_misses", "Published names without address asked for", self.published_misses.clone());
+        area.register("unpublished_hits", "Unpublished names asked for", self.unpublished_hits.clone());
+        area.register("unpublished_misses", "Names asked for that are in neither list", self.unpublished_misses.clone());
+        area.register(
+            "unpublished_percent_misses",
+            "Unpublished names asked for by clients they are not rolled out to",
+            self.unpublished_percent_misses.clone(),
+        );
+        area.register("queried_domains", "Different names asked for, up to 500", self.queried_domains.clone());
+        area.register("failures", "Names that could not be resolved, and rounds cut short", self.failures.clone());
     }
 }
 

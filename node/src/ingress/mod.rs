@@ -8,6 +8,8 @@ pub mod listener;
 pub mod mesh;
 pub mod metrics;
 pub mod operator;
+mod proxy;
 pub mod server_key;
 pub mod stun;
 pub mod tls;
+pub mod websocket;

@@ -50,6 +50,7 @@ mod tests {
         let mut derp = Derp {
             listen: ([127, 0, 0, 1], 0).into(),
             plain_http_listen: None,
+            plain_http_serves_derp: false,
             server_key_file: Some(path.clone()),
             server_key: None,
         };

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests; a skipped one says so")]
 
 mod acme;
+mod front;
 mod harness;
 mod lifecycle;
 mod limits;

@@ -10,8 +10,8 @@ fn take(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyError> {
     ProxyHeader::take(&mut BytesMut::from(bytes))
 }
 
-fn proxied(source: &str, destination: &str) -> Result<Option<ProxyHeader>, ProxyError> {
-    Ok(Some(ProxyHeader::Proxied { source: source.parse().unwrap(), destination: destination.parse().unwrap() }))
+fn proxied(source: &str, destination: &str) -> Option<ProxyHeader> {
+    Some(ProxyHeader::Proxied { source: source.parse().unwrap(), destination: destination.parse().unwrap() })
 }
 
 fn v2(command: u8, transport: u8, body: &[u8]) -> Vec<u8> {
@@ -37,8 +37,8 @@ fn encode(version: u8, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
 
 #[test]
 fn version_1_names_both_ends() {
-    assert_eq!(take(b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"), proxied("192.0.2.1:56324", "198.51.100.2:443"));
-    assert_eq!(take(b"PROXY TCP6 2001:db8::1 ::1 1 0\r\nrest"), proxied("[2001:db8::1]:1", "[::1]:0"));
+    assert_eq!(take(b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"), Ok(proxied("192.0.2.1:56324", "198.51.100.2:443")));
+    assert_eq!(take(b"PROXY TCP6 2001:db8::1 ::1 1 0\r\nrest"), Ok(proxied("[2001:db8::1]:1", "[::1]:0")));
     for line in ["PROXY UNKNOWN\r\n", "PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n"] {
         assert_eq!(take(line.as_bytes()), Ok(Some(ProxyHeader::Local)), "{line}");
     }
@@ -72,11 +72,11 @@ fn version_1_is_exact() {
 #[test]
 fn version_2_names_both_ends_and_its_extensions_are_skipped() {
     let mut header = encode(2, "192.0.2.1:5".parse().unwrap(), "192.0.2.2:6".parse().unwrap());
-    assert_eq!(take(&header), proxied("192.0.2.1:5", "192.0.2.2:6"));
+    assert_eq!(take(&header), Ok(proxied("192.0.2.1:5", "192.0.2.2:6")));
     header[15] += 5;
     header.extend_from_slice(b"\x04\x00\x02xyrest");
     let mut buf = BytesMut::from(&header[..]);
-    assert_eq!(ProxyHeader::take(&mut buf), proxied("192.0.2.1:5", "192.0.2.2:6"));
+    assert_eq!(ProxyHeader::take(&mut buf), Ok(proxied("192.0.2.1:5", "192.0.2.2:6")));
     assert_eq!(&buf[..], b"rest");
 }
 

@@ -55,6 +55,7 @@ fn the_example_documents_every_field_with_its_default() {
     assert_eq!(example.derp, FileConfig::default().derp);
     assert_eq!(example.mesh, FileConfig::default().mesh);
     assert_eq!(example.admission, FileConfig::default().admission);
+    assert_eq!(example.http, FileConfig::default().http);
 }
 
 #[test]
@@ -99,6 +100,16 @@ fn each_mistake_names_file_field_and_what_would_be_right() {
         (vec!["advertise.ipv4=::1".into()], "advertise.ipv4", "none"),
         (vec!["advertise.mesh=host".into()], "advertise.mesh", "HOST:PORT"),
         (vec!["derp.listen=:443".into()], "derp.listen", "ADDRESS:PORT"),
+        (vec!["http.home=example.com".into()], "http.home", "https://"),
+        (vec!["http.home=https://example.com/ö".into()], "http.home", "ASCII"),
+        (vec!["http.trusted_proxies=['proxy.example']".into()], "http.trusted_proxies", "ADDRESS/BITS"),
+        (vec!["http.debug_networks=['10.0.0.0/33']".into()], "http.debug_networks", "ADDRESS/BITS"),
+        (vec![format!("http.debug_key_file={}", at("short.key"))], "http.debug_key_file", "16 printable"),
+        (vec!["proxy_protocol.derp=['balancer']".into()], "proxy_protocol.derp", "ADDRESS/BITS"),
+        (vec!["proxy_protocol.plain_http=['balancer']".into()], "proxy_protocol.plain_http", "ADDRESS/BITS"),
+        (vec!["bootstrap_dns.names=['a..b']".into()], "bootstrap_dns.names", "DNS name"),
+        (vec!["bootstrap_dns.unpublished_names=['a.b/']".into()], "bootstrap_dns.unpublished_names", "DNS name"),
+        (vec!["bootstrap_dns.servers=['9.9.9.9']".into()], "bootstrap_dns.servers", "ADDRESS:PORT"),
         (vec!["tls.cert_file=c".into(), "tls.self_signed=false".into()], "tls.key_file", "cert_file"),
         (vec!["tls.cert_file=c".into()], "tls", "excludes"),
         (vec!["tls.self_signed=false".into()], "tls", "self_signed = true"),

@@ -31,7 +31,8 @@ impl Samples {
     pub(super) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let samples = self.by_name.get(name).into_iter().flatten();
         let carries = |sample: &&Sample| labels.iter().all(|(key, value)| sample.label(key) == Some(*value));
-        samples.filter(carries).map(|sample| sample.value).sum()
+        // The sum of nothing is -0.0.
+        samples.filter(carries).map(|sample| sample.value).sum::<f64>() + 0.0
     }
 
     /// The buckets of a histogram, cumulative: upper bound as written, count.

@@ -20,21 +20,31 @@ use crate::clients::{ClientFacts, RegisterError, Registration};
 use crate::limits::bucket::{Rate, TokenBucket};
 use crate::limits::connections::{Permit, Refusal};
 
-/// A connection whose HTTP request asked for DERP. Nothing has been answered yet: the 101 response (unless `fast_start`) is
-/// written here, in one flush with the first frame.
+/// How DERP begins on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// With a 101 response, written here in one flush with the first frame.
+    Upgrade,
+    /// `Derp-Fast-Start: 1`: without a response.
+    FastStart,
+    /// Inside a WebSocket, whose handshake has been answered.
+    WebSocket,
+}
+
+/// A connection whose HTTP request asked for DERP.
 ///
 /// The socket below `io` must have been registered with the packet runtime's reactor (`TcpStream::from_std` inside
 /// `Handle::enter`), because the connection lives there after login.
 #[derive(Debug)]
 pub struct UpgradedStream<Io> {
-    /// TLS or plain stream, TCP_NODELAY set.
+    /// TLS, plain or WebSocket stream, TCP_NODELAY set.
     pub io: Io,
     /// Bytes read beyond the blank line that ends the request's head.
     pub buffered: BytesMut,
     /// The client's address.
     pub remote: SocketAddr,
-    /// `Derp-Fast-Start: 1`: no HTTP response is written.
-    pub fast_start: bool,
+    /// What has been answered, and what will be.
+    pub opening: Opening,
     /// Value of a non-empty `Ideal-Node` header.
     pub ideal_node: Option<String>,
     /// The connection's place inside the limits.
@@ -93,7 +103,7 @@ impl DerpServer {
     where
         Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.metrics.accepted(stream.fast_start);
+        self.metrics.accepted(stream.opening);
         let remote = stream.remote;
         if let Err(error) = self.accept(stream).await {
             self.metrics.refused(error.reason());
@@ -124,7 +134,7 @@ impl DerpServer {
     {
         let handshake = ServerHandshake::new(Arc::clone(&self.parts.identity));
         let mut greeting = BytesMut::new();
-        if !stream.fast_start {
+        if stream.opening == Opening::Upgrade {
             greeting.extend_from_slice(&switching_protocols(&self.public_key()));
         }
         greeting.extend_from_slice(&handshake.greeting());

@@ -6,6 +6,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use super::accept::Opening;
+
 /// One label from a closed list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
@@ -17,6 +19,7 @@ struct Reason {
 pub struct DerpMetrics {
     accepts: Counter,
     fast_starts: Counter,
+    websockets: Counter,
     logins: Counter,
     refused: Family<Reason, Counter>,
     ended: Family<Reason, Counter>,
@@ -36,6 +39,7 @@ impl DerpMetrics {
         let mut counter = |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
         counter("causeway_derp_accepts", "Upgraded connections", &self.accepts);
         counter("causeway_derp_fast_starts", "Upgraded connections without an HTTP response", &self.fast_starts);
+        counter("causeway_derp_websocket_accepts", "Upgraded connections inside a WebSocket", &self.websockets);
         counter("causeway_derp_logins", "Logins answered", &self.logins);
         counter("causeway_derp_pings", "Pings received", &self.pings);
         counter("causeway_derp_pongs", "Pongs queued", &self.pongs);
@@ -51,10 +55,16 @@ impl DerpMetrics {
         registry.register("causeway_derp_connections_ended", "Connections closed after login", self.ended.clone());
     }
 
-    pub(super) fn accepted(&self, fast_start: bool) {
+    pub(super) fn accepted(&self, opening: Opening) {
         self.accepts.inc();
-        if fast_start {
-            self.fast_starts.inc();
+        match opening {
+            Opening::Upgrade => {}
+            Opening::FastStart => {
+                self.fast_starts.inc();
+            }
+            Opening::WebSocket => {
+                self.websockets.inc();
+            }
         }
     }
 

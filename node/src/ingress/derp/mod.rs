@@ -12,7 +12,7 @@ use causeway_proto::derp::handshake::server::ServerIdentity;
 use causeway_proto::key::NodePublic;
 use tokio_util::sync::CancellationToken;
 
-pub use accept::UpgradedStream;
+pub use accept::{Opening, UpgradedStream};
 pub use metrics::DerpMetrics;
 
 use crate::admission::Admission;

@@ -136,7 +136,8 @@ impl TestNode {
     {
         let permit = self.gate.admit(remote.ip(), tokio::time::Instant::now().into_std()).unwrap();
         let ideal_node = ideal_node.map(str::to_owned);
-        let stream = UpgradedStream { io, buffered: BytesMut::new(), remote, fast_start, ideal_node, permit };
+        let opening = if fast_start { Opening::FastStart } else { Opening::Upgrade };
+        let stream = UpgradedStream { io, buffered: BytesMut::new(), remote, opening, ideal_node, permit };
         let server = Arc::clone(&self.server);
         self.tracker.spawn(async move { server.serve(stream).await });
     }

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use causeway_proto::derp::upgrade::{BodyLength, HeadError, RequestHead};
+use causeway_proto::websocket::Handshake;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::response::Response;
+use super::response::{Response, TEXT, stream_head};
 use super::routes::{Reply, route};
 use super::{Door, Site};
+use crate::ingress::debug::traffic::{TRAFFIC_INTERVAL, TrafficPage};
 
 /// A request's head must be complete this long after its first byte (of the first request: after the connection).
 pub const HEAD_DEADLINE: Duration = Duration::from_secs(5);
@@ -35,17 +37,33 @@ pub enum Ended<Io> {
         buffered: BytesMut,
         /// The request.
         head: RequestHead,
+        /// Who sent it.
+        client: SocketAddr,
+        /// It asked for a WebSocket.
+        websocket: Option<Handshake>,
     },
 }
 
-/// Serves requests until `deadline` at the latest.
+/// A request that ends HTTP on its connection.
+struct Upgrading {
+    head: RequestHead,
+    client: SocketAddr,
+    websocket: Option<Handshake>,
+}
+
+/// A round of an endless page must be taken within this time.
+const ROUND_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Serves requests until `deadline` at the latest; an endless answer for as long as the client takes it.
 pub async fn serve<Io>(io: Io, door: Door, site: &Site, remote: SocketAddr, deadline: Instant) -> Ended<Io>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
     let mut connection = Connection { io, buffered: BytesMut::new(), deadline };
     match connection.requests(door, site, remote).await {
-        Ok(Some(head)) => Ended::Derp { io: connection.io, buffered: connection.buffered, head },
+        Ok(Some(Upgrading { head, client, websocket })) => {
+            Ended::Derp { io: connection.io, buffered: connection.buffered, head, client, websocket }
+        }
         Ok(None) => {
             connection.close().await;
             Ended::Closed(None)
@@ -61,17 +79,25 @@ struct Connection<Io> {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
-    /// Answers requests; returns the head of one that upgrades, or nothing at an orderly end.
-    async fn requests(&mut self, door: Door, site: &Site, remote: SocketAddr) -> Result<Option<RequestHead>, &'static str> {
+    /// Answers requests; returns one that upgrades, or nothing at an orderly end.
+    async fn requests(&mut self, door: Door, site: &Site, remote: SocketAddr) -> Result<Option<Upgrading>, &'static str> {
         let mut first = true;
         loop {
             let Some(head) = self.head(first).await? else { return Ok(None) };
             first = false;
-            let (name, response) = match route(door, site, &head, remote.ip()) {
-                Reply::UpgradeToDerp => return Ok(Some(head)),
+            let visitor = site.visitor(remote, &head);
+            let (name, response) = match route(door, site, &head, &visitor) {
+                Reply::UpgradeToDerp => return Ok(Some(Upgrading { head, client: visitor.client, websocket: None })),
+                Reply::UpgradeToWebSocket(handshake) => {
+                    return Ok(Some(Upgrading { head, client: visitor.client, websocket: Some(handshake) }));
+                }
+                Reply::Traffic(page) => {
+                    site.metrics.request("debug", 200);
+                    return self.stream(page, head.method == "HEAD").await.map(|()| None);
+                }
                 Reply::Respond(name, response) => (name, response),
             };
-            let keep_alive = self.skip_body(head.body).await? && head.keep_alive();
+            let keep_alive = self.skip_body(head.body).await? && head.keep_alive() && !response.closes;
             site.metrics.request(name, response.status);
             self.write(&response.encode(head.method == "HEAD", keep_alive)).await?;
             if !keep_alive {
@@ -126,6 +152,25 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
             }
             if self.read(self.deadline).await.map_err(|_| "http_body_timeout")? == 0 {
                 return Err("http_cut_short");
+            }
+        }
+    }
+
+    /// Writes round after round until the client is gone. The end of the connection is the page's end, so no length is told.
+    async fn stream(&mut self, mut page: TrafficPage, head_only: bool) -> Result<(), &'static str> {
+        self.write(&stream_head(TEXT)).await?;
+        if head_only {
+            return Ok(());
+        }
+        loop {
+            self.deadline = Instant::now() + ROUND_DEADLINE;
+            self.write(page.round().as_bytes()).await?;
+            self.buffered.clear();
+            // Whatever a client sends now is no request; its end is the end.
+            match self.read(Instant::now() + TRAFFIC_INTERVAL).await {
+                Ok(0) => return Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::TimedOut => return Err("http_io"),
+                Ok(_) | Err(_) => {}
             }
         }
     }

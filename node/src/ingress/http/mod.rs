@@ -2,20 +2,27 @@
 //!
 //! [`routes`] maps a request to a [`response::Response`] or to an upgrade; [`connection`] reads heads and writes responses.
 
+pub mod bootstrap_dns;
 pub mod connection;
+pub mod debug;
 pub mod derp_map;
 pub mod response;
 pub mod routes;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::ingress::debug::DebugPages;
+use causeway_proto::derp::upgrade::RequestHead;
+
+use crate::config::{Cidr, Home};
 use crate::ingress::metrics::IngressMetrics;
 use crate::ingress::tls::challenges::Challenges;
 use crate::lifecycle::health::Health;
 use crate::telemetry::exporter::Exporter;
 
+pub use bootstrap_dns::BootstrapDns;
 pub use connection::{Ended, serve};
+pub use debug::DebugDesk;
 pub use derp_map::DerpMapDocument;
 
 /// Which listener a request came in by.
@@ -41,6 +48,23 @@ impl Door {
     }
 }
 
+/// Who sends a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visitor {
+    /// The other end of the connection.
+    pub connection: SocketAddr,
+    /// The client: another one if a trusted proxy forwards its request. Its port is then 0.
+    pub client: SocketAddr,
+}
+
+impl Visitor {
+    /// Whether a trusted proxy forwards the request.
+    #[must_use]
+    pub fn is_forwarded(&self) -> bool {
+        self.connection != self.client
+    }
+}
+
 /// What the endpoints answer from.
 #[derive(Debug)]
 pub struct Site {
@@ -50,6 +74,16 @@ pub struct Site {
     pub host_name: String,
     /// Port of HTTPS as clients see it.
     pub https_port: u16,
+    /// The root page.
+    pub home: Home,
+    /// Plain HTTP serves everything to everybody.
+    pub plain_serves_derp: bool,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Cidr>,
+    /// The debug pages.
+    pub debug: DebugDesk,
+    /// Addresses for clients without DNS.
+    pub bootstrap_dns: Arc<BootstrapDns>,
     /// The DERP map.
     pub derp_map: DerpMapDocument,
     /// What an ACME directory will ask for.
@@ -58,8 +92,22 @@ pub struct Site {
     pub health: Health,
     /// For `/metrics`.
     pub exporter: Exporter,
-    /// For `/debug/…`.
-    pub debug: DebugPages,
     /// Counts requests.
     pub metrics: IngressMetrics,
+}
+
+impl Site {
+    /// Whether the other end of a connection is a proxy that names the clients it forwards.
+    #[must_use]
+    pub fn trusts(&self, connection: &SocketAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(connection.ip()))
+    }
+
+    /// Who sends a request over a connection from `connection`.
+    #[must_use]
+    pub fn visitor(&self, connection: SocketAddr, head: &RequestHead) -> Visitor {
+        let is_trusted = |address| self.trusted_proxies.iter().any(|network| network.contains(address));
+        let forwarded = if is_trusted(connection.ip()) { head.forwarded_for(is_trusted) } else { None };
+        Visitor { connection, client: forwarded.map_or(connection, |address| SocketAddr::new(address, 0)) }
+    }
 }

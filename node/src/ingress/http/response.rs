@@ -7,6 +7,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 /// `Content-Type` of plain text.
 pub const TEXT: &str = "text/plain; charset=utf-8";
 
+/// `Content-Type` of a page.
+pub const HTML: &str = "text/html; charset=utf-8";
+
 /// A complete response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
@@ -16,19 +19,21 @@ pub struct Response {
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
     /// Its length is written as `Content-Length`.
     pub body: Bytes,
+    /// The connection ends behind it.
+    pub closes: bool,
 }
 
 impl Response {
     /// A response without body.
     #[must_use]
     pub const fn empty(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Bytes::new() }
+        Self { status, headers: Vec::new(), body: Bytes::new(), closes: false }
     }
 
     /// A response with a body of this type.
     #[must_use]
     pub fn new(status: u16, content_type: impl Into<Cow<'static, str>>, body: impl Into<Bytes>) -> Self {
-        Self { status, headers: vec![("Content-Type", content_type.into())], body: body.into() }
+        Self { status, headers: vec![("Content-Type", content_type.into())], body: body.into(), closes: false }
     }
 
     /// A refusal in plain text, in the form stock servers use.
@@ -46,6 +51,13 @@ impl Response {
         self
     }
 
+    /// Ends the connection behind it.
+    #[must_use]
+    pub const fn closing(mut self) -> Self {
+        self.closes = true;
+        self
+    }
+
     /// The bytes on the wire; of an answer to HEAD only the head.
     #[must_use]
     pub fn encode(&self, head_only: bool, keep_alive: bool) -> Bytes {
@@ -56,8 +68,9 @@ impl Response {
                 out.put_slice(part.as_bytes());
             }
         }
-        // 204 and 304 have no body by definition.
-        if !matches!(self.status, 204 | 304) {
+        // 204 and 304 have no body by definition; of an empty one the answer to HEAD says nothing, as stock servers.
+        let without_length = matches!(self.status, 204 | 304) || head_only && self.body.is_empty();
+        if !without_length {
             out.put_slice(format!("Content-Length: {}\r\n", self.body.len()).as_bytes());
         }
         if !keep_alive {
@@ -69,6 +82,15 @@ impl Response {
         }
         out.freeze()
     }
+}
+
+/// The head of an answer that ends with its connection.
+#[must_use]
+pub fn stream_head(content_type: &str) -> Bytes {
+    Bytes::from(format!(
+        "HTTP/1.1 200 {}\r\nContent-Type: {content_type}\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
+        reason_phrase(200)
+    ))
 }
 
 const fn reason_phrase(status: u16) -> &'static str {

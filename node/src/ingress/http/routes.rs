@@ -1,22 +1,27 @@
 //! Which request gets which answer (`derp.md` section 12.2). Pure: a request and the site in, a value out.
 
-use std::net::IpAddr;
-
 use causeway_proto::derp::upgrade::{DERP_PATH, RequestHead, Upgrade};
+use causeway_proto::websocket::Handshake;
 
-use super::response::{Response, TEXT};
-use super::{Door, Site};
-use crate::ingress::debug;
+use super::debug::{escape, is_loopback};
+use super::response::{HTML, Response, TEXT};
+use super::{Door, Site, Visitor};
+use crate::config::Home;
+use crate::ingress::debug::traffic::TrafficPage;
 use crate::ingress::tls::challenges::CHALLENGE_PATH;
 use crate::telemetry::exporter;
 
 /// What becomes of a request.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Reply {
     /// Answer, and perhaps another request. The name is the metric label.
     Respond(&'static str, Response),
+    /// Answer with what the clients move until this one has enough.
+    Traffic(TrafficPage),
     /// The connection becomes DERP.
     UpgradeToDerp,
+    /// It becomes DERP inside a WebSocket.
+    UpgradeToWebSocket(Handshake),
 }
 
 /// Longest captive-portal challenge that is echoed.
@@ -25,71 +30,87 @@ const CHALLENGE_LEN_MAX: usize = 64;
 /// Answers of `/generate_204` must not be cached anywhere.
 const NEVER_CACHE: &str = "no-cache, no-store, must-revalidate, no-transform, max-age=0";
 
-/// Decides on one request from `remote`.
+/// Decides on one request.
 #[must_use]
-pub fn route(door: Door, site: &Site, head: &RequestHead, remote: IpAddr) -> Reply {
+pub fn route(door: Door, site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
     match door {
         Door::Plain if head.path.starts_with(CHALLENGE_PATH) => Reply::Respond("acme_challenge", acme_challenge(site, head)),
-        Door::Metrics => metrics_door(site, head),
-        Door::Derp => derp_door(site, head),
-        // Nobody can listen on the loopback interface: there, plain HTTP serves everything.
-        Door::Plain if is_loopback(remote) => derp_door(site, head),
-        Door::Plain => plain_door(site, head),
+        Door::Metrics => metrics_door(site, head, visitor),
+        Door::Derp => derp_door(door, site, head, visitor),
+        Door::Plain if serves_all(site, visitor) => derp_door(door, site, head, visitor),
+        Door::Plain => plain_door(site, head, visitor),
     }
 }
 
-/// 0.0.0.0/8 and :: reach this machine too.
-fn is_loopback(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.is_loopback() || v4.octets()[0] == 0,
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified(),
-    }
+/// Whether plain HTTP answers everything to the other end: nobody can listen in on the loopback interface; between a proxy that ends TLS
+/// and this node the operator says so.
+fn serves_all(site: &Site, visitor: &Visitor) -> bool {
+    site.plain_serves_derp || is_loopback(visitor.connection.ip()) || site.trusts(&visitor.connection)
 }
 
-fn derp_door(site: &Site, head: &RequestHead) -> Reply {
+fn is_debug(head: &RequestHead) -> bool {
+    head.path == "/debug" || head.path.starts_with("/debug/")
+}
+
+fn derp_door(door: Door, site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
+    if is_debug(head) {
+        return site.debug.page(door, head, visitor, &site.host_name);
+    }
     let (name, response) = match head.path.as_str() {
-        DERP_PATH => match head.upgrade() {
-            Some(Upgrade::Derp) => return Reply::UpgradeToDerp,
-            Some(Upgrade::WebSocket) => ("derp", Response::error(501, "DERP over WebSocket is not offered here")),
-            None => ("derp", Response::error(426, "DERP requires connection upgrade")),
+        DERP_PATH => match derp(head) {
+            Ok(upgrade) => return upgrade,
+            Err(response) => ("derp", response),
         },
         "/derp/probe" | "/derp/latency-check" => ("probe", probe(head)),
         "/generate_204" => ("generate_204", generate_204(head)),
+        "/bootstrap-dns" => ("bootstrap_dns", bootstrap_dns(site, head, visitor)),
         "/derpmap" => ("derpmap", derp_map(site, head)),
         "/healthz" => ("healthz", Response::new(200, TEXT, "ok\n")),
         "/readyz" => ("readyz", ready(site, false)),
         "/robots.txt" => ("robots", guarded(Response::new(200, TEXT, "User-agent: *\nDisallow: /\n"))),
-        _ => ("root", guarded(Response::new(200, "text/html; charset=utf-8", root_page(&site.node_name)))),
+        _ if head.method == "CONNECT" => ("connect", Response::error(403, "CONNECT not enabled")),
+        _ => ("root", guarded(home(door, site, head, visitor))),
     };
     Reply::Respond(name, response)
 }
 
-fn plain_door(site: &Site, head: &RequestHead) -> Reply {
+fn derp(head: &RequestHead) -> Result<Reply, Response> {
+    match head.upgrade() {
+        Some(Upgrade::Derp) => Ok(Reply::UpgradeToDerp),
+        Some(Upgrade::WebSocket) => Handshake::of(head).map(Reply::UpgradeToWebSocket).map_err(|error| {
+            Response::error(error.status(), &error.to_string()).with("Upgrade", "websocket").with("Sec-WebSocket-Version", "13")
+        }),
+        None => Err(Response::error(426, "DERP requires connection upgrade")),
+    }
+}
+
+fn plain_door(site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
+    if is_debug(head) {
+        return site.debug.page(Door::Plain, head, visitor, &site.host_name);
+    }
     let (name, response) = match (head.path.as_str(), head.method.as_str()) {
         ("/generate_204", _) => ("generate_204", generate_204(head)),
-        (_, "GET" | "HEAD") => ("redirect", redirect(site, head)),
+        ("/", "GET" | "HEAD") if site.debug.allows(Door::Plain, head, visitor) => ("redirect", to_https(site, head, "/debug/")),
+        (path, "GET" | "HEAD") => ("redirect", to_https(site, head, if path.starts_with('/') { path } else { "/" })),
         _ => ("redirect", Response::error(400, "Use HTTPS")),
     };
     Reply::Respond(name, response)
 }
 
-fn metrics_door(site: &Site, head: &RequestHead) -> Reply {
+fn metrics_door(site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
+    if is_debug(head) {
+        return site.debug.page(Door::Metrics, head, visitor, &site.host_name);
+    }
     let (name, response) = match head.path.as_str() {
         "/metrics" => ("metrics", page(site.exporter.text(), exporter::CONTENT_TYPE)),
-        "/debug/varz" => ("debug", page(site.debug.varz(), debug::VARZ_CONTENT_TYPE)),
-        "/debug/vars" => ("debug", page(site.debug.vars(), debug::VARS_CONTENT_TYPE)),
-        "/debug/check" => match site.debug.check() {
-            Ok(okay) => ("debug", Response::new(200, TEXT, okay)),
-            Err(why) => ("debug", Response::error(500, &why)),
-        },
         "/healthz" => ("healthz", Response::new(200, TEXT, "ok\n")),
         "/readyz" => ("readyz", ready(site, true)),
-        _ => ("unknown", Response::error(404, "not found: there are /metrics, /debug/varz, /healthz and /readyz")),
+        _ => ("unknown", Response::error(404, "not found: there are /metrics, /healthz, /readyz and /debug/")),
     };
     Reply::Respond(name, response)
 }
 
-fn page(text: Result<String, std::fmt::Error>, content_type: &'static str) -> Response {
+pub(super) fn page(text: Result<String, std::fmt::Error>, content_type: &'static str) -> Response {
     match text {
         Ok(text) => Response::new(200, content_type, text),
         Err(_) => Response::error(500, "a metric cannot be written"),
@@ -151,30 +172,56 @@ fn ready(site: &Site, with_reasons: bool) -> Response {
     }
 }
 
+/// Clients whose DNS does not work ask any relay for the addresses of a few names; they come once.
+fn bootstrap_dns(site: &Site, head: &RequestHead, visitor: &Visitor) -> Response {
+    let query = head.query_value("q").filter(|name| !name.is_empty());
+    let answer = site.bootstrap_dns.answer(query.as_deref(), visitor.client.ip());
+    guarded(Response::new(200, "application/json", answer)).closing()
+}
+
 /// Headers of everything that a person may open in a browser.
-fn guarded(response: Response) -> Response {
+pub(super) fn guarded(response: Response) -> Response {
     response
         .with("Strict-Transport-Security", "max-age=63072000; includeSubDomains")
-        .with("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; form-action 'none'; base-uri 'self'")
+        .with(
+            "Content-Security-Policy",
+            "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'; block-all-mixed-content; \
+             object-src 'none'",
+        )
         .with("X-Frame-Options", "DENY")
         .with("X-Content-Type-Options", "nosniff")
 }
 
-fn root_page(node_name: &str) -> String {
+fn home(door: Door, site: &Site, head: &RequestHead, visitor: &Visitor) -> Response {
+    match &site.home {
+        Home::Page => Response::new(200, HTML, root_page(&site.node_name, site.debug.allows(door, head, visitor))),
+        Home::Blank => Response::new(200, HTML, ""),
+        Home::Redirect(url) => found(head, url.clone()),
+    }
+}
+
+fn root_page(node_name: &str, may_debug: bool) -> String {
+    let debug = if may_debug { "<p><a href=\"/debug/\">Debug pages</a></p>\n" } else { "" };
     format!(
         "<!DOCTYPE html>\n<html><head><title>Causeway</title></head><body><h1>Causeway</h1>\n\
          <p>This is {node_name}, a relay of a Causeway fleet. It speaks DERP to clients whose packets cannot go direct; what it \
-         relays is encrypted end to end.</p>\n<p><a href=\"/derpmap\">DERP map</a></p>\n</body></html>\n"
+         relays is encrypted end to end.</p>\n<p><a href=\"/derpmap\">DERP map</a></p>\n{debug}</body></html>\n"
     )
 }
 
-fn redirect(site: &Site, head: &RequestHead) -> Response {
+/// The same path over HTTPS.
+fn to_https(site: &Site, head: &RequestHead, path: &str) -> Response {
     let host = head.header("Host").map(without_port).filter(|host| is_host(host)).unwrap_or(&site.host_name);
     let port = if site.https_port == 443 { String::new() } else { format!(":{}", site.https_port) };
     let query = if head.query.is_empty() { String::new() } else { format!("?{}", head.query) };
     // The parser lets no control character into a request target.
-    let path = if head.path.starts_with('/') { head.path.as_str() } else { "/" };
-    Response::empty(302).with("Location", format!("https://{host}{port}{path}{query}"))
+    found(head, format!("https://{host}{port}{path}{query}"))
+}
+
+/// A redirect with the page that stock servers send to those who do not follow.
+fn found(head: &RequestHead, url: String) -> Response {
+    let page = if head.method == "GET" { format!("<a href=\"{}\">Found</a>.\n\n", escape(&url)) } else { String::new() };
+    Response::new(302, HTML, page).with("Location", url)
 }
 
 fn without_port(host: &str) -> &str {

@@ -6,10 +6,11 @@ use causeway_proto::derpmap::DerpMap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::super::DerpMapDocument;
+use super::super::{BootstrapDns, DebugDesk, DerpMapDocument};
 use super::*;
+use crate::config::Home;
 use crate::ingress::debug::DebugPages;
-use crate::ingress::metrics::IngressMetrics;
+use crate::ingress::metrics::{BootstrapDnsMetrics, IngressMetrics};
 use crate::lifecycle::health::Health;
 use crate::telemetry::exporter::{Exporter, registry};
 
@@ -19,11 +20,21 @@ fn site(health: Health) -> (Site, watch::Sender<Option<Arc<DerpMap>>>) {
         node_name: "a-1".into(),
         host_name: "a-1.example".into(),
         https_port: 443,
+        home: Home::Page,
+        plain_serves_derp: false,
+        trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+        debug: DebugDesk {
+            networks: vec!["198.51.100.0/24".parse().unwrap()],
+            key: None,
+            has_mesh_key: true,
+            started: Instant::now(),
+            pages: DebugPages::idle(Exporter::new(registry())),
+        },
+        bootstrap_dns: BootstrapDns::new(BootstrapDnsMetrics::default()),
         derp_map: DerpMapDocument::new(receiver),
         challenges: Arc::default(),
         health,
         exporter: Exporter::new(registry()),
-        debug: DebugPages::idle(Exporter::new(registry())),
         metrics: IngressMetrics::default(),
     };
     (site, maps)
@@ -47,9 +58,9 @@ async fn exchange_as(door: Door, site: &Site, remote: &str, request: &[u8]) -> (
         match serve(server, door, site, SocketAddr::new(remote.parse().unwrap(), 9), deadline).await {
             // The stream is dropped here, so that the client sees its end.
             Ended::Closed(reason) => Ended::Closed(reason),
-            Ended::Derp { mut io, buffered, head } => {
+            Ended::Derp { mut io, buffered, head, client, websocket } => {
                 io.shutdown().await.unwrap();
-                Ended::Derp { io, buffered, head }
+                Ended::Derp { io, buffered, head, client, websocket }
             }
         }
     };
@@ -66,10 +77,7 @@ async fn endpoints_answer_byte_for_byte() {
     const CLOSE: &str = "Connection: close\r\n\r\n";
     let cases = [
         ("GET /derp/probe", format!("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 0\r\n{CLOSE}")),
-        (
-            "HEAD /derp/latency-check",
-            format!("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 0\r\n{CLOSE}"),
-        ),
+        ("HEAD /derp/latency-check", format!("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\n{CLOSE}")),
         (
             "POST /derp/probe",
             format!(
@@ -116,11 +124,11 @@ async fn a_challenge_is_echoed_only_if_it_is_well_formed() {
 
 #[tokio::test]
 async fn only_probes_are_readable_across_origins_and_pages_are_guarded() {
-    for path in ["/", "/anything", "/robots.txt", "/derpmap", "/generate_204", "/healthz"] {
+    for path in ["/", "/anything", "/robots.txt", "/bootstrap-dns", "/derpmap", "/generate_204", "/healthz"] {
         let answer = exchange(&format!("GET {path} HTTP/1.0\r\n\r\n")).await;
         assert!(!answer.contains("Access-Control"), "{path}: {answer}");
         assert!(answer.starts_with("HTTP/1.1 20"), "{path}: {answer}");
-        let page = matches!(path, "/" | "/anything" | "/robots.txt");
+        let page = matches!(path, "/" | "/anything" | "/robots.txt" | "/bootstrap-dns");
         assert_eq!(answer.contains("X-Frame-Options: DENY"), page, "{path}: {answer}");
     }
 }
@@ -165,6 +173,145 @@ async fn a_connection_serves_several_requests_and_skips_bodies() {
 }
 
 #[tokio::test]
+async fn every_main_endpoint_is_not_moved_by_method_or_unknown_path() {
+    let (site, _maps) = site(Health::default());
+    for (request, status, body) in [
+        ("CONNECT controlplane.example:443", "403 Forbidden", "CONNECT not enabled\n"),
+        ("POST /robots.txt", "200 OK", "User-agent: *\nDisallow: /\n"),
+        ("DELETE /bootstrap-dns?q=a.test", "200 OK", ""),
+        ("OPTIONS /derp", "426 Upgrade Required", "DERP requires connection upgrade\n"),
+        ("GET /debug/", "403 Forbidden", "debug access denied\n"),
+        ("PUT /derp/latency-check", "405 Method Not Allowed", "bogus probe method\n"),
+    ] {
+        let request = format!("{request} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        let (answer, _) = exchange_as(Door::Derp, &site, "192.0.2.9", request.as_bytes()).await;
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")) && text == body, "{request}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn bootstrap_dns_ends_its_connection_and_is_guarded() {
+    let answer = exchange("GET /bootstrap-dns HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n").await;
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    for header in ["Content-Type: application/json\r\n", "Connection: close\r\n", "X-Frame-Options: DENY\r\n"] {
+        assert!(answer.contains(header), "{header}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_root_page_is_what_the_operator_wants() {
+    let (mut site, _maps) = site(Health::default());
+    let request = b"GET /any HTTP/1.0\r\n\r\n";
+    let (page, _) = exchange_as(Door::Derp, &site, "192.0.2.9", request).await;
+    assert!(page.contains("<h1>Causeway</h1>") && !page.contains("/debug/"), "{page}");
+    let (page, _) = exchange_as(Door::Derp, &site, "198.51.100.1", request).await;
+    assert!(page.contains("<a href=\"/debug/\">"), "those who may open it are told: {page}");
+    site.home = Home::Blank;
+    let (blank, _) = exchange_as(Door::Derp, &site, "192.0.2.9", request).await;
+    assert!(blank.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n"), "{blank}");
+    assert!(blank.ends_with("\r\n\r\n") && blank.contains("X-Frame-Options"), "{blank}");
+    site.home = Home::Redirect("https://example.com/?a&b".into());
+    let (redirect, _) = exchange_as(Door::Derp, &site, "192.0.2.9", request).await;
+    assert!(redirect.starts_with("HTTP/1.1 302 Found\r\n") && redirect.contains("\r\nLocation: https://example.com/?a&b\r\n"));
+    assert!(redirect.ends_with("<a href=\"https://example.com/?a&amp;b\">Found</a>.\n\n"), "{redirect}");
+}
+
+#[tokio::test]
+async fn debug_pages_are_served_where_they_may_be_opened() {
+    let (site, _maps) = site(Health::default());
+    for (door, from, path, status, body) in [
+        (Door::Metrics, "127.0.0.1", "/debug/", "200", "<a href=\"/debug/traffic\">"),
+        (Door::Metrics, "192.0.2.9", "/debug/", "403", "debug access denied\n"),
+        (Door::Metrics, "192.0.2.9", "/debug/varz", "200", "\nderp_accepts 0\n"),
+        (Door::Metrics, "192.0.2.9", "/debug/vars", "200", "\"derp\":"),
+        (Door::Metrics, "127.0.0.1", "/debug/check", "200", "\r\n\r\nderp.Server ConsistencyCheck okay"),
+        (Door::Metrics, "127.0.0.1", "/debug/none", "404", "404 page not found\n"),
+        (Door::Derp, "198.51.100.1", "/debug/varz", "200", "\nderp_accepts 0\n"),
+        (Door::Derp, "192.0.2.9", "/debug/varz", "403", "debug access denied\n"),
+        (Door::Derp, "192.0.2.9", "/debugger", "200", "<h1>Causeway</h1>"),
+        (Door::Plain, "198.51.100.1", "/debug/varz", "200", "\nderp_accepts 0\n"),
+    ] {
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        let (answer, _) = exchange_as(door, &site, from, request.as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(body), "{door:?} {path}: {answer}");
+    }
+    let (answer, _) = exchange_as(Door::Plain, &site, "198.51.100.1", b"GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
+    assert!(answer.contains("\r\nLocation: https://h/debug/\r\n"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_flows_until_the_client_has_enough() {
+    let (site, _maps) = site(Health::default());
+    let (mut client, server) = tokio::io::duplex(4096);
+    let started = Instant::now();
+    let serving = serve(server, Door::Metrics, &site, "127.0.0.1:1".parse().unwrap(), started + Duration::from_secs(60));
+    let reading = async {
+        client.write_all(b"GET /debug/traffic HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        // Nobody moves anything: rounds are empty lines.
+        while !text.ends_with(&"\n".repeat(40)) {
+            let mut piece = [0; 256];
+            let len = client.read(&mut piece).await.unwrap();
+            text.push_str(std::str::from_utf8(&piece[..len]).unwrap());
+        }
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("\r\nConnection: close\r\n"), "{text}");
+        client.shutdown().await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(serving, reading);
+    assert!(matches!(ended, Ended::Closed(None)), "{ended:?}");
+    assert!(started.elapsed() > Duration::from_secs(60), "no deadline ends it");
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_names_the_client_and_nobody_else_does() {
+    let (site, _maps) = site(Health::default());
+    let upgrade = b"GET /derp HTTP/1.1\r\nUpgrade: DERP\r\nX-Forwarded-For: 203.0.113.5, 192.0.2.77\r\n\r\n";
+    for (door, from, wanted) in [
+        (Door::Derp, "10.1.2.3", "192.0.2.77:0"),
+        (Door::Plain, "10.1.2.3", "192.0.2.77:0"),
+        (Door::Derp, "192.0.2.9", "192.0.2.9:9"),
+        (Door::Plain, "127.0.0.1", "127.0.0.1:9"),
+    ] {
+        let Ended::Derp { client, .. } = exchange_as(door, &site, from, upgrade).await.1 else { panic!("not upgraded") };
+        assert_eq!(client.to_string(), wanted, "{door:?} {from}");
+    }
+}
+
+#[tokio::test]
+async fn plain_http_serves_derp_to_everybody_if_the_operator_says_so() {
+    let (mut site, _maps) = site(Health::default());
+    site.plain_serves_derp = true;
+    let upgrade = b"POST /derp HTTP/1.0\r\nUpgrade: DERP\r\n\r\n";
+    assert!(matches!(exchange_as(Door::Plain, &site, "192.0.2.9", upgrade).await.1, Ended::Derp { .. }));
+    let (answer, _) = exchange_as(Door::Plain, &site, "192.0.2.9", b"GET /derp/probe HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_websocket_is_told_from_raw_derp_and_from_nonsense() {
+    let (site, _maps) = site(Health::default());
+    let request = "GET /derp HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: derp\r\n\r\nrest";
+    let ended = async |request: String| exchange_as(Door::Derp, &site, "192.0.2.9", request.as_bytes()).await;
+    let Ended::Derp { websocket: Some(handshake), buffered, .. } = ended(request.into()).await.1 else { panic!("no WebSocket") };
+    assert!(handshake.speaks_derp && buffered == "rest");
+    let raw = request.replace("Sec-WebSocket-Protocol: derp\r\n", "");
+    assert!(matches!(ended(raw).await.1, Ended::Derp { websocket: None, .. }), "a very old client");
+    for (part, instead, status) in [
+        ("GET", "POST", 405),
+        ("HTTP/1.1", "HTTP/1.0", 426),
+        ("Connection: Upgrade", "Connection: close", 426),
+        ("Version: 13", "Version: 7", 400),
+        ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", 400),
+    ] {
+        let (answer, _) = ended(request.replace(part, instead)).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{instead}: {answer}");
+        assert!(answer.contains("\r\nSec-WebSocket-Version: 13\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn an_upgrade_hands_over_every_byte_after_the_head() {
     let (site, _maps) = site(Health::default());
     let request =
@@ -181,7 +328,12 @@ async fn plain_http_redirects_strangers_and_serves_loopback() {
     let upgrade = b"GET /derp HTTP/1.1\r\nHost: relay.example:80\r\nUpgrade: DERP\r\nConnection: close\r\n\r\n";
     let (answer, ended) = exchange_as(Door::Plain, &site, "192.0.2.9", upgrade).await;
     assert!(matches!(ended, Ended::Closed(None)));
-    assert!(answer.starts_with("HTTP/1.1 302 Found\r\nLocation: https://relay.example/derp\r\n"), "{answer}");
+    assert!(
+        answer.starts_with(
+            "HTTP/1.1 302 Found\r\nContent-Type: text/html; charset=utf-8\r\nLocation: https://relay.example/derp\r\n"
+        ),
+        "{answer}"
+    );
     for loopback in ["127.0.0.1", "::1", "::ffff:127.0.0.2"] {
         assert!(matches!(exchange_as(Door::Plain, &site, loopback, upgrade).await.1, Ended::Derp { .. }), "{loopback}");
     }
