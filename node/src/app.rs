@@ -19,7 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::admission::{self, Policy};
 use crate::clients::{self, Registry, RegistryParts};
 use crate::config::metrics::ConfigMetrics;
-use crate::config::{Config, SHUTDOWN_DEADLINE, Source};
+use crate::config::{Announce, Config, SHUTDOWN_DEADLINE, Source};
+use crate::derp_mesh::{self, DerpMeshParts, Derpers};
 use crate::forward::PacketForwarder;
 use crate::forward::links::NodeLinks;
 use crate::ingress::debug::{DebugPages, DebugParts};
@@ -193,6 +194,7 @@ async fn start(
 
     // Packet path.
     let packets = PacketPath::start(config, &control, runtimes, tasks);
+    start_derp_mesh(config, &server_key, &control, &packets, tasks);
     let admission = start_admission(config, &packets.registry, runtimes, tasks);
     let derp = derp_server(config, server_key, &admission, &packets, tasks);
 
@@ -292,6 +294,7 @@ struct PacketPath {
     pump: PumpShared,
     registry: Arc<Registry>,
     mesh: Arc<Mesh>,
+    derpers: Arc<Derpers>,
     router: Arc<Router>,
     acceptor: crate::mesh::LinkAcceptor,
     spawner: PacketSpawner,
@@ -307,7 +310,9 @@ impl PacketPath {
             clock: Arc::new(wall_clock),
             pump: pump.clone(),
             limits: limits::client_limits(&config.limits),
+            announce: config.derp_mesh.as_ref().map_or(Announce::Region, |mesh| mesh.announce),
         });
+        let derpers = Derpers::new(Arc::clone(&registry), config.derp_mesh.as_ref().map_or(0, |mesh| mesh.keys_max));
         let mesh = Mesh::new(MeshParts {
             own,
             epoch: control.epoch,
@@ -322,6 +327,7 @@ impl PacketPath {
             registry: Arc::clone(&registry),
             view: Arc::clone(&control.view),
             links: Arc::clone(&mesh) as Arc<dyn NodeLinks>,
+            derpers: Arc::clone(&derpers),
             accounting: Arc::clone(&pump.accounting),
             sampler: sample,
         });
@@ -329,7 +335,7 @@ impl PacketPath {
         let acceptor = mesh.start(Arc::clone(&router) as Arc<dyn PacketForwarder>, spawner.clone(), tasks.cancel.clone());
         let events = clients::events::follow(Arc::clone(&registry), Arc::clone(&control.view), own, tasks.cancel.clone());
         tasks.spawn_on(runtimes.control(), events);
-        Self { pump, registry, mesh, router, acceptor, spawner }
+        Self { pump, registry, mesh, derpers, router, acceptor, spawner }
     }
 }
 
@@ -348,6 +354,28 @@ fn start_admission(config: &Config, clients: &Arc<Registry>, runtimes: &Runtimes
     let recheck = admission::watch::clients(Arc::clone(&policy), Arc::clone(clients), tasks.cancel.clone());
     tasks.spawn_on(runtime, recheck);
     policy
+}
+
+/// Dials the stock derpers of the configuration.
+fn start_derp_mesh(
+    config: &Config,
+    server_key: &causeway_proto::key::NodePrivate,
+    control: &Handles,
+    packets: &PacketPath,
+    tasks: &Tasks,
+) {
+    let Some(mesh) = &config.derp_mesh else { return };
+    let parts = DerpMeshParts {
+        server_key: server_key.clone(),
+        mesh_key: mesh.key.clone(),
+        trust: mesh.trust.clone(),
+        nodes: control.nodes.clone(),
+        derpers: Arc::clone(&packets.derpers),
+        pump: packets.pump.clone(),
+        spawner: packets.spawner.clone(),
+        cancel: tasks.cancel.clone(),
+    };
+    derp_mesh::start(&parts, &mesh.with);
 }
 
 fn derp_server(
@@ -403,6 +431,7 @@ fn metrics_registry(
     packets.router.metrics().register(&mut registry);
     packets.registry.metrics().register(&mut registry);
     packets.mesh.metrics().register(&mut registry);
+    packets.derpers.metrics().register(&mut registry);
     derp.metrics().register(&mut registry);
     registry.register_collector(Box::new(PacketBooks(Arc::clone(&packets.pump.accounting))));
     registry

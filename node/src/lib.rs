@@ -4,6 +4,7 @@ pub mod admission;
 pub mod app;
 pub mod clients;
 pub mod config;
+pub mod derp_mesh;
 pub mod forward;
 pub mod ingress;
 pub mod lifecycle;

@@ -2,7 +2,7 @@
 //! Many nodes joined by in-memory links, driven by a seed: disagreeing presence, cut links, suspect connections, redirects.
 //!
 //! Registry, owner log, view, router and lanes are the real ones; only sockets are missing. Checked throughout: only the right key
-//! gets a packet, at most once; no node is twice on a path and no path is longer than five; and at rest every node's books balance.
+//! gets a packet, at most once; what a stock derper forwarded reaches no other; no node is twice on a path and no path is longer than five; and at rest every node's books balance.
 //! After healing, every packet to a connected key arrives, in order. `SEED=n` replays one run.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use causeway_control::presence::{OwnerLog, PresenceView, WatchInput};
 use causeway_node::clients::{ClientFacts, ClientLimits, Registration, Registry, RegistryParts};
+use causeway_node::config::Announce;
+use causeway_node::derp_mesh::{DerperLink, Derpers};
 use causeway_node::forward::accounting::{AcceptedFrom, DeliveredTo};
 use causeway_node::forward::links::NodeLinks;
 use causeway_node::forward::{PacketForwarder, Verdict};
@@ -57,6 +59,7 @@ struct Node {
     view: Arc<PresenceView>,
     log: OwnerLog,
     registry: Arc<Registry>,
+    derpers: Arc<Derpers>,
     router: Arc<Router>,
     wires: Arc<Wires>,
     pump: PumpShared,
@@ -73,20 +76,44 @@ impl Node {
             clock: Arc::new(SystemTime::now),
             pump: pump.clone(),
             limits: ClientLimits::default(),
+            announce: Announce::Region,
         };
         let registry = Registry::new(parts);
         let lane = || Outbox::new(LaneLimits::LINK, DeliveredTo::Link, pump.clone());
         let lanes = all.iter().filter(|other| **other != id).map(|other| (*other, lane())).collect();
         let wires = Arc::new(Wires { lanes, cut: Mutex::default() });
+        let derpers = Derpers::new(Arc::clone(&registry), 100);
         let router = Router::new(RouterParts {
             own: id,
             registry: Arc::clone(&registry),
             view: Arc::clone(&view),
             links: Arc::clone(&wires) as Arc<dyn NodeLinks>,
+            derpers: Arc::clone(&derpers),
             accounting: Arc::clone(&pump.accounting),
             sampler: || false,
         });
-        Self { id, view, log, registry, router, wires, pump, clients: Vec::new() }
+        Self { id, view, log, registry, derpers, router, wires, pump, clients: Vec::new() }
+    }
+}
+
+/// A stock derper, and the links that nodes have to it.
+#[derive(Default)]
+struct Stock {
+    keys: BTreeSet<u64>,
+    links: BTreeMap<usize, Arc<DerperLink>>,
+}
+
+impl Stock {
+    fn link(&mut self, at: usize, node: &Node) {
+        let link = Arc::new(DerperLink::new(node.pump.clone()));
+        self.keys.iter().for_each(|client| node.derpers.present(key(*client), &link).unwrap());
+        self.links.insert(at, link);
+    }
+
+    fn unlink(&mut self, at: usize, node: &Node) {
+        let Some(link) = self.links.remove(&at) else { return };
+        link.end();
+        self.keys.iter().for_each(|client| node.derpers.gone(&key(*client), &link));
     }
 }
 
@@ -107,11 +134,16 @@ struct Seen {
     redirects: u64,
     transits: u64,
     stale: u64,
+    to_stock: usize,
+    from_stock: usize,
 }
 
 struct World {
     rng: StdRng,
     nodes: Vec<Node>,
+    stocks: Vec<Stock>,
+    /// Packets that a stock derper forwarded.
+    from_stock: BTreeSet<u64>,
     next_packet: u64,
     /// Packet -> the key it is for.
     sent: BTreeMap<u64, NodePublic>,
@@ -126,9 +158,12 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let ids: Vec<NodeId> = (1..=rng.random_range(3..=7)).map(NodeId).collect();
         let nodes = ids.iter().map(|id| Node::new(*id, &ids)).collect();
+        let stocks = (0..rng.random_range(0..=2)).map(|_| Stock::default()).collect();
         let world = Self {
             rng,
             nodes,
+            stocks,
+            from_stock: BTreeSet::new(),
             next_packet: 0,
             sent: BTreeMap::new(),
             delivered: BTreeSet::new(),
@@ -155,12 +190,42 @@ impl World {
                 self.sync(owner, observer);
             }
             24..26 => self.watch_down_or_up(),
-            26..60 => self.send(),
+            26..56 => self.send(),
+            56..60 => self.stock(),
             60..98 => {
                 let (from, to) = (self.pick_node(), self.pick_node());
                 self.pump_link(from, to);
             }
             _ => self.drain_clients(),
+        }
+    }
+
+    /// Something happens at a stock derper.
+    fn stock(&mut self) {
+        if self.stocks.is_empty() {
+            return;
+        }
+        let (stock, node, client) =
+            (self.rng.random_range(0..self.stocks.len()), self.pick_node(), self.rng.random_range(0..KEYS));
+        let stock = &mut self.stocks[stock];
+        match self.rng.random_range(0..4) {
+            0 if stock.links.contains_key(&node) => stock.unlink(node, &self.nodes[node]),
+            0 => stock.link(node, &self.nodes[node]),
+            1 => {
+                let left = stock.keys.remove(&client);
+                if !left {
+                    stock.keys.insert(client);
+                }
+                for (at, link) in &stock.links {
+                    let derpers = &self.nodes[*at].derpers;
+                    if left { derpers.gone(&key(client), link) } else { derpers.present(key(client), link).unwrap() }
+                }
+            }
+            _ => {
+                self.next_packet += 1;
+                self.from_stock.insert(self.next_packet);
+                self.offer(node, Ingress::StockMesh, key(2_000), key(client));
+            }
         }
     }
 
@@ -262,12 +327,18 @@ impl World {
     }
 
     fn send_from(&mut self, node: NodeId, src: NodePublic, dst: NodePublic) {
-        let node = self.nodes.iter().find(|candidate| candidate.id == node).unwrap();
+        let node = self.nodes.iter().position(|candidate| candidate.id == node).unwrap();
         self.next_packet += 1;
+        self.offer(node, Ingress::Client, src, dst);
+    }
+
+    fn offer(&mut self, node: usize, ingress: Ingress, src: NodePublic, dst: NodePublic) {
+        let node = &self.nodes[node];
         self.sent.insert(self.next_packet, dst);
         let payload = Bytes::copy_from_slice(&self.next_packet.to_be_bytes());
-        node.pump.accounting.accepted(AcceptedFrom::Client, &payload);
-        let verdict = node.router.route(Ingress::Client, Packet { src, dst, class: Class::Data, payload, route: None });
+        let from = if ingress == Ingress::StockMesh { AcceptedFrom::StockMesh } else { AcceptedFrom::Client };
+        node.pump.accounting.accepted(from, &payload);
+        let verdict = node.router.route(ingress, Packet { src, dst, class: Class::Data, payload, route: None });
         assert!(matches!(verdict, Verdict::Queued | Verdict::Dropped(_)));
     }
 
@@ -301,8 +372,34 @@ impl World {
         }
     }
 
+    /// Reads everything that stock derpers were sent: they deliver it to a client of their own, or drop it.
+    fn drain_stocks(&mut self) {
+        for stock in &self.stocks {
+            for (at, link) in &stock.links {
+                let accounting = &self.nodes[*at].pump.accounting;
+                let mut batch = Batch::default();
+                while link.outbox().pop(&mut batch, 1_000_000) && !batch.is_empty() {
+                    accounting.delivered(DeliveredTo::StockMesh, batch.packets.len() as u64, batch.payload_bytes as u64);
+                    for packet in &batch.packets {
+                        let id = u64::from_be_bytes(packet.payload[..].try_into().unwrap());
+                        assert!(!self.from_stock.contains(&id), "packet {id} was forwarded by two stock derpers");
+                        assert_eq!(self.sent[&id], packet.dst);
+                        if stock.keys.iter().any(|client| key(*client) == packet.dst) {
+                            assert!(self.delivered.insert(id), "packet {id} was doubled");
+                            let last = self.last_delivered.insert((packet.src, packet.dst), id);
+                            assert!(!self.check_order || last.is_none_or(|last| last < id), "order on a stable path");
+                            self.seen.to_stock += 1;
+                        }
+                    }
+                    batch = Batch::default();
+                }
+            }
+        }
+    }
+
     /// Reads everything that clients were sent, as their writers do.
     fn drain_clients(&mut self) {
+        self.drain_stocks();
         for node in &self.nodes {
             for (client, registration) in &node.clients {
                 let mut batch = Batch::default();
@@ -312,6 +409,7 @@ impl World {
                         let id = u64::from_be_bytes(packet.payload[..].try_into().unwrap());
                         assert_eq!((self.sent[&id], packet.dst), (key(*client), key(*client)), "the right key only");
                         assert!(self.delivered.insert(id), "packet {id} was doubled");
+                        self.seen.from_stock += usize::from(self.from_stock.contains(&id));
                         let last = self.last_delivered.insert((packet.src, packet.dst), id);
                         assert!(!self.check_order || last.is_none_or(|last| last < id), "order on a stable path");
                     }
@@ -366,6 +464,9 @@ impl World {
         self.check_order = true;
         let connected: BTreeSet<u64> =
             self.nodes.iter().flat_map(|node| node.clients.iter().map(|(client, _)| *client)).collect();
+        // Whom stock derpers hold, too, if a node watches them.
+        let watched = self.stocks.iter().filter(|stock| !stock.links.is_empty());
+        let connected: BTreeSet<u64> = watched.flat_map(|stock| stock.keys.iter().copied()).chain(connected).collect();
         let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
         for _ in 0..3 {
             let first = self.next_packet + 1;
@@ -409,6 +510,9 @@ fn packets_reach_the_right_key_at_most_once_without_loops_and_every_one_is_accou
         total.redirects += seen.redirects;
         total.transits += seen.transits;
         total.stale += seen.stale;
+        total.to_stock += seen.to_stock;
+        total.from_stock += seen.from_stock;
     }
     assert!(total.delivered > 1_000 && total.redirects > 50 && total.transits > 50 && total.stale > 20, "{total:?}");
+    assert!(total.to_stock > 100 && total.from_stock > 100, "{total:?}");
 }

@@ -115,6 +115,8 @@ pub struct Route {
     pub redirects: u8,
     /// Nodes visited.
     pub path: Path,
+    /// A stock derper forwarded it to `origin`: no node may give it to another one (`derp.md` section 5.9).
+    pub from_derper: bool,
     /// Present if this packet is sampled for tracing.
     pub trace: Option<TraceContext>,
 }

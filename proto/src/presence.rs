@@ -38,6 +38,8 @@ pub enum ClaimKind {
     Turbo = 2,
     /// A quicpipe connection-id range.
     Quicpipe = 3,
+    /// A client of a stock derper that the node watches, keyed by its public key: worth less than any client of a node.
+    Derper = 4,
 }
 
 impl ClaimKind {
@@ -49,6 +51,7 @@ impl ClaimKind {
             1 => Some(Self::Tx3),
             2 => Some(Self::Turbo),
             3 => Some(Self::Quicpipe),
+            4 => Some(Self::Derper),
             _ => None,
         }
     }

@@ -97,8 +97,16 @@ pub fn route() -> impl Strategy<Value = Route> {
     let trace = any::<([u8; 16], [u8; 8])>()
         .prop_filter("a trace id is not zero", |(trace_id, _)| *trace_id != [0; 16])
         .prop_map(|(trace_id, span_id)| TraceContext { trace_id, span_id });
-    (node_id(), node_id(), rank(), 0..=REDIRECTS_MAX, path(), prop::option::of(trace)).prop_map(
-        |(origin, target, rank_used, redirects, path, trace)| Route { origin, target, rank_used, redirects, path, trace },
+    (node_id(), node_id(), rank(), 0..=REDIRECTS_MAX, path(), any::<bool>(), prop::option::of(trace)).prop_map(
+        |(origin, target, rank_used, redirects, path, from_derper, trace)| Route {
+            origin,
+            target,
+            rank_used,
+            redirects,
+            path,
+            from_derper,
+            trace,
+        },
     )
 }
 
@@ -136,7 +144,8 @@ pub fn presence_key() -> impl Strategy<Value = PresenceKey> {
 
 /// Any operation of an owner log.
 pub fn op() -> impl Strategy<Value = Op> {
-    let kind = prop_oneof![Just(ClaimKind::Derp), Just(ClaimKind::Tx3), Just(ClaimKind::Turbo), Just(ClaimKind::Quicpipe)];
+    let kinds = [ClaimKind::Derp, ClaimKind::Tx3, ClaimKind::Turbo, ClaimKind::Quicpipe, ClaimKind::Derper];
+    let kind = prop::sample::select(kinds.to_vec());
     prop_oneof![
         (presence_key(), any::<u64>(), any::<bool>(), kind).prop_map(|(key, clock_us, home, kind)| Op::Claim {
             key,

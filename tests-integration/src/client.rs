@@ -51,10 +51,8 @@ impl TestClient {
     pub async fn connect_as(cluster: &Cluster, node: &str, key: NodePrivate) -> anyhow::Result<Self> {
         let address = cluster.node(node).derp.parse().context("DERP address")?;
         let endpoint = Endpoint::at(address, &format!("{node}.causeway.test"));
-        let builder = ClientBuilder::new(key.clone()).preferred(false).endpoint(endpoint);
-        let mut client = Self::login(cluster, key, builder).await.with_context(|| format!("log in at {node}"))?;
-        node.clone_into(&mut client.node);
-        Ok(client)
+        let builder = ClientBuilder::new(key.clone()).preferred(false).endpoint(endpoint).ca_file(&cluster.ready().ca_file)?;
+        Self::connect_by(builder, node, key).await
     }
 
     /// Connects `key` to the first node of a region that answers, in the order of `map`; [`Self::node`] is its name there.
@@ -68,12 +66,23 @@ impl TestClient {
         key: NodePrivate,
     ) -> anyhow::Result<Self> {
         let builder = ClientBuilder::new(key.clone()).preferred(false).region(Arc::clone(map), region);
-        Self::login(cluster, key, builder).await.with_context(|| format!("log in at region {region}"))
+        let builder = builder.ca_file(&cluster.ready().ca_file)?;
+        Self::login(builder, key).await.with_context(|| format!("log in at region {region}"))
     }
 
-    async fn login(cluster: &Cluster, key: NodePrivate, builder: ClientBuilder) -> anyhow::Result<Self> {
+    /// Connects `key` as `builder` says, wherever that is; [`Self::node`] is `node`.
+    ///
+    /// # Errors
+    /// The login fails.
+    pub async fn connect_by(builder: ClientBuilder, node: &str, key: NodePrivate) -> anyhow::Result<Self> {
+        let mut client = Self::login(builder, key).await.with_context(|| format!("log in at {node}"))?;
+        node.clone_into(&mut client.node);
+        Ok(client)
+    }
+
+    async fn login(builder: ClientBuilder, key: NodePrivate) -> anyhow::Result<Self> {
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let connection = builder.ca_file(&cluster.ready().ca_file)?.connect(&tasks, &cancel).await?;
+        let connection = builder.connect(&tasks, &cancel).await?;
         let node = connection.info().node.clone();
         let (sender, receiver) = connection.split();
         let (packets, gone, health) = (VecDeque::new(), Vec::new(), Vec::new());

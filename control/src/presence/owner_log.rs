@@ -130,6 +130,12 @@ impl OwnerLog {
         self.inner.identity
     }
 
+    /// The node's own view, which follows this log.
+    #[must_use]
+    pub fn view(&self) -> &PresenceView {
+        &self.inner.view
+    }
+
     /// States that this node holds `key`; `now_us` is the wall clock, microseconds since the Unix epoch.
     ///
     /// A key that is claimed already gets a new rank: the new claim and the release of the old one go out in one batch.

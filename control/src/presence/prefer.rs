@@ -79,6 +79,7 @@ pub struct Candidate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Preference {
     usable: bool,
+    held: bool,
     own: bool,
     live: bool,
     own_region: bool,
@@ -93,11 +94,18 @@ impl Candidate {
         self.validity.is_valid() && !self.hidden
     }
 
-    /// Its place among the claims of one key: live stream, own region, home, greatest rank, in this order.
+    /// Whether the client is connected to a stock derper that the node watches, not to the node.
+    #[must_use]
+    pub const fn is_behind_derper(&self) -> bool {
+        matches!(self.kind, ClaimKind::Derper)
+    }
+
+    /// Its place among the claims of one key: connected to the node itself, live stream, own region, home, greatest rank, in this order.
     #[must_use]
     pub fn preference(&self) -> Preference {
         Preference {
             usable: self.is_usable(),
+            held: !self.is_behind_derper(),
             own: self.validity == Validity::Own,
             live: self.validity.is_live(),
             own_region: self.own_region,
@@ -110,7 +118,12 @@ impl Candidate {
     #[must_use]
     pub fn why(&self) -> String {
         let mut why = self.validity.to_string();
-        for (holds, words) in [(self.own_region, "own region"), (self.home, "home"), (self.hidden, "hidden by a stale notice")] {
+        for (holds, words) in [
+            (self.is_behind_derper(), "behind a stock derper"),
+            (self.own_region, "own region"),
+            (self.home, "home"),
+            (self.hidden, "hidden by a stale notice"),
+        ] {
             if holds {
                 why.push_str(", ");
                 why.push_str(words);
@@ -137,23 +150,31 @@ mod tests {
             Validity::Fenced,
             Validity::Evicted,
         ]);
+        let kind = prop::sample::select(vec![ClaimKind::Derp, ClaimKind::Derper]);
         let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-        (0u64..6, 0u64..4, validity, flags).prop_map(|(node, clock_us, validity, (home, own_region, hidden))| Candidate {
-            node: NodeId(node),
-            rank: Rank { clock_us, node: NodeId(node) },
-            home,
-            kind: ClaimKind::Derp,
-            epoch: Epoch(1),
-            validity,
-            own_region,
-            hidden,
+        (0u64..6, 0u64..4, validity, kind, flags).prop_map(|(node, clock_us, validity, kind, (home, own_region, hidden))| {
+            Candidate {
+                node: NodeId(node),
+                rank: Rank { clock_us, node: NodeId(node) },
+                home,
+                kind,
+                epoch: Epoch(1),
+                validity,
+                own_region,
+                hidden,
+            }
         })
     }
 
     /// The rule of the design, sentence by sentence: whether `a` comes before `b`.
     fn before(a: &Candidate, b: &Candidate) -> bool {
-        let rules: [fn(&Candidate) -> bool; 4] =
-            [Candidate::is_usable, |claim| claim.validity.is_live(), |claim| claim.own_region, |claim| claim.home];
+        let rules: [fn(&Candidate) -> bool; 5] = [
+            Candidate::is_usable,
+            |claim| claim.kind != ClaimKind::Derper,
+            |claim| claim.validity.is_live(),
+            |claim| claim.own_region,
+            |claim| claim.home,
+        ];
         for rule in rules {
             if rule(a) != rule(b) {
                 return rule(a);

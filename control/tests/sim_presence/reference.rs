@@ -264,9 +264,9 @@ impl View {
     pub(crate) fn preferred(&self, key: PresenceKey, truth: &Truth, regions: &BTreeMap<NodeId, RegionId>) -> Option<Rank> {
         let claims =
             self.claims(truth).into_iter().filter(|((of, node), _)| *of == key && *node != self.own && self.is_valid(*node));
-        let place = |((_, node), (clock_us, home, _)): ((PresenceKey, NodeId), (u64, bool, ClaimKind))| {
+        let place = |((_, node), (clock_us, home, kind)): ((PresenceKey, NodeId), (u64, bool, ClaimKind))| {
             let rank = Rank { clock_us, node };
-            (self.owners[&node].live, regions[&node] == regions[&self.own], home, rank)
+            (kind != ClaimKind::Derper, self.owners[&node].live, regions[&node] == regions[&self.own], home, rank)
         };
         claims.map(place).max().map(|(.., rank)| rank)
     }

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::connection::Connection;
 use crate::dial::{Endpoint, Route};
 use crate::error::{ConfigError, ConnectError};
-use crate::login::{CONNECT_TIMEOUT, Login};
+use crate::login::{CONNECT_TIMEOUT, LoggedIn, Login, log_in};
 use crate::proxy::Proxy;
 use crate::region::{connect_region, find_region};
 use crate::tls::Trust;
@@ -179,6 +179,15 @@ impl ClientBuilder {
     pub const fn watch_connections(mut self, watch: bool) -> Self {
         self.login.watch = watch;
         self
+    }
+
+    /// Connects to the endpoint and logs in, and hands the connection over in its parts. Neither home nor watch are asked for.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; [`ConfigError::NoServer`] if no endpoint is named.
+    pub async fn log_in(&self) -> Result<LoggedIn, ConnectError> {
+        let Some(Server::Endpoint(endpoint)) = &self.server else { return Err(ConfigError::NoServer.into()) };
+        log_in(endpoint, None, &self.login, Instant::now() + CONNECT_TIMEOUT).await
     }
 
     /// Opens one connection, which never reconnects; its writer runs on `tasks` until it ends, at the latest when `cancel` is cancelled.

@@ -34,7 +34,7 @@ pub use connection::{Connection, ConnectionInfo, Event, READ_TIMEOUT, Receiver};
 pub use derpmap::{MAP_TIMEOUT, load_map, load_map_json};
 pub use dial::{Endpoint, NODE_DIAL_TIMEOUT};
 pub use error::{ConfigError, ConnectError, ConnectionError, MapError, Phase, PingError, SendError};
-pub use login::CONNECT_TIMEOUT;
+pub use login::{CONNECT_TIMEOUT, LoggedIn};
 pub use netcheck::measure_regions;
 pub use proxy::Proxy;
 pub use reconnect::{Client, ClientEvent, ClientHandle};

@@ -11,7 +11,7 @@ use causeway_proto::derp::info::{ClientInfo, ServerInfo};
 use causeway_proto::derp::meta_cert::MetaCert;
 use causeway_proto::derp::upgrade::{ResponseHead, UpgradeRequest};
 use causeway_proto::key::{NodePrivate, NodePublic};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
 use crate::connection::ConnectionInfo;
@@ -37,13 +37,28 @@ pub(crate) struct Login {
     pub(crate) watch: bool,
 }
 
-/// A login that was answered.
-pub(crate) struct LoggedIn {
+/// A login that was answered, in its parts: for a relay that drives the frames itself. Nothing beyond the login was sent.
+#[derive(Debug)]
+pub struct LoggedIn {
     pub(crate) transport: Transport,
     /// Received behind the answer.
     pub(crate) buffer: BytesMut,
     pub(crate) session: ClientSession,
     pub(crate) info: ConnectionInfo,
+}
+
+impl LoggedIn {
+    /// What is known of the connection.
+    #[must_use]
+    pub const fn info(&self) -> &ConnectionInfo {
+        &self.info
+    }
+
+    /// The byte stream, what was received already and not decoded yet, and what decodes it.
+    #[must_use]
+    pub fn into_parts(self) -> (impl AsyncRead + AsyncWrite + Unpin + Send + 'static, BytesMut, ClientSession) {
+        (self.transport, self.buffer, self.session)
+    }
 }
 
 /// Connects to `endpoint` and logs in; waits for the server's answer, all of it until `deadline`. `ideal_node` names the node that would

@@ -1,5 +1,5 @@
 //! Follows presence for the clients connected here: challenges their connections when another node claims their key, and tells them
-//! when a peer they talked to is gone or their key is in use twice.
+//! when a peer they talked to is gone or their key is in use twice. Stock derpers that watch are told of the clients of sibling nodes.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -52,7 +52,9 @@ struct Follower {
 
 impl Follower {
     fn apply(&mut self, batch: &EventBatch, now: Instant) {
+        let mut nodes_changed = false;
         for event in batch.iter() {
+            self.tell_watchers(event);
             match event {
                 PresenceEvent::Claimed { key, rank, .. } => {
                     self.timers.handle_claimed(key);
@@ -63,9 +65,23 @@ impl Follower {
                 }
                 PresenceEvent::Released { key, .. } => self.clones.look_at(*key, now),
                 PresenceEvent::LastClaimGone { key, clean } => self.gone(key, *clean, now),
-                // Owners lost and back: the clone watch looks again by itself, and nothing else asks anything of clients.
+                // The clone watch looks again by itself, and nothing else asks anything of clients.
+                PresenceEvent::OwnerLost { .. } | PresenceEvent::OwnerBack { .. } | PresenceEvent::RegionLearnt { .. } => {
+                    nodes_changed = true;
+                }
                 _ => {}
             }
+        }
+        if nodes_changed {
+            self.registry.all_changed_elsewhere();
+        }
+    }
+
+    fn tell_watchers(&self, event: &PresenceEvent) {
+        if let PresenceEvent::Claimed { key, rank, .. } | PresenceEvent::Released { key, rank, .. } = event
+            && rank.node != self.own
+        {
+            self.registry.changed_elsewhere(&client(key));
         }
     }
 
@@ -82,6 +98,7 @@ impl Follower {
                 self.gone(&source.into(), false, now);
             }
         }
+        self.registry.all_changed_elsewhere();
         let view = Arc::clone(&self.view);
         self.registry.challenge_all(|key| view.prefer(&(*key).into(), &|_| false).is_some(), now);
     }

@@ -17,6 +17,7 @@ pub struct ClientMetrics {
     pub(super) home_moves_in: Counter,
     pub(super) home_moves_out: Counter,
     pub(super) evicted: Counter,
+    pub(super) not_announced: Counter,
     pub(super) rate_pauses: Counter,
     pub(super) clone_alarms: Gauge,
     pub(super) clone_alarms_raised: Counter,
@@ -44,6 +45,7 @@ impl ClientMetrics {
         counter("causeway_clients_home_moves_in", "Changes to home more than 5 s after login", &self.home_moves_in);
         counter("causeway_clients_home_moves_out", "Changes from home more than 5 s after login", &self.home_moves_out);
         counter("causeway_clients_clone_alarms_raised", "Clone alarms raised", &self.clone_alarms_raised);
+        counter("causeway_clients_not_announced", "Clients of siblings too many to tell stock derpers of", &self.not_announced);
         counter("causeway_clients_evicted", "Connections closed because their key had too many", &self.evicted);
         counter("causeway_clients_rate_pauses", "Times a client that sends too fast was not read from", &self.rate_pauses);
     }

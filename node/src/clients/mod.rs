@@ -1,5 +1,6 @@
 //! The clients connected here: who holds which key, which of its connections is active and proven, who must hear that a peer is gone.
 
+mod behind_derpers;
 mod clones;
 pub mod connection;
 pub mod events;
@@ -15,4 +16,4 @@ mod watchers;
 pub use connection::{ClientConnection, ClientFacts, CloseReason};
 pub use pace::Rates;
 pub use registry::{CONNECTIONS_PER_KEY, ClientLimits, RegisterError, Registration, Registry, RegistryParts};
-pub use watchers::{TooManyWatchers, WATCHERS_MAX};
+pub use watchers::{ELSEWHERE_MAX, TooManyWatchers, WATCHERS_MAX};

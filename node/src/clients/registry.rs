@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use causeway_control::WallClock;
-use causeway_control::presence::OwnerLog;
+use causeway_control::presence::{OwnerLog, OwnerLogFull};
 use causeway_proto::derp::frame::Frame;
 use causeway_proto::key::NodePublic;
 use causeway_proto::key_hash::KeyHash;
@@ -20,6 +20,7 @@ use causeway_proto::presence::{ClaimKind, Rank};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::behind_derpers::BehindDerpers;
 use super::connection::{ClientConnection, ClientFacts};
 use super::metrics::ClientMetrics;
 use super::pace::{KeyBucket, Pace, Rates};
@@ -27,7 +28,8 @@ use super::peer_gone::PeerGoneIndex;
 use super::proven::Proof;
 use super::set::ClientSet;
 use super::traffic::Traffic;
-use super::watchers::{TooManyWatchers, Watchers};
+use super::watchers::{Elsewhere, TooManyWatchers, Watchers};
+use crate::config::Announce;
 use crate::forward::accounting::DeliveredTo;
 use crate::pump::lanes::{LaneLimits, Outbox, PumpShared};
 
@@ -75,6 +77,8 @@ pub struct RegistryParts {
     pub pump: PumpShared,
     /// What one client may use.
     pub limits: ClientLimits,
+    /// Whose clients stock derpers are told of beside those connected here.
+    pub announce: Announce,
 }
 
 /// What one client may use.
@@ -113,6 +117,7 @@ pub struct Registry {
     shards: Vec<Mutex<HashMap<NodePublic, KeyState>>>,
     next_id: AtomicU64,
     watchers: Watchers,
+    behind_derpers: BehindDerpers,
     peer_gone: Arc<PeerGoneIndex>,
     metrics: ClientMetrics,
 }
@@ -129,6 +134,7 @@ impl Registry {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             next_id: AtomicU64::new(0),
             watchers: Watchers::default(),
+            behind_derpers: BehindDerpers::default(),
             peer_gone: Arc::default(),
             metrics: ClientMetrics::default(),
         })
@@ -240,16 +246,61 @@ impl Registry {
         keys.iter().filter(|key| is_claimed_elsewhere(key)).for_each(|key| self.challenge(key, now));
     }
 
-    /// Streams to `watcher` who is connected here, from now on (`derp.md` section 5.7).
+    /// Streams to `watcher` who is connected here and at sibling nodes, from now on (`derp.md` section 5.7).
     ///
     /// # Errors
     /// [`TooManyWatchers`].
     pub fn watch(&self, watcher: &Arc<ClientConnection>) -> Result<(), TooManyWatchers> {
-        self.watchers.watch(watcher, |tell| {
+        let everybody_here = |tell: &mut dyn FnMut(&ClientConnection)| {
             for connection in self.active.pin().values() {
                 tell(connection);
             }
-        })
+        };
+        self.watchers.watch(watcher, &self.elsewhere(), everybody_here, |key| self.is_here(key))
+    }
+
+    /// Claims of other nodes on `key` changed: stock derpers that watch are told what that means for them.
+    pub fn changed_elsewhere(&self, key: &NodePublic) {
+        if self.watchers.changed_elsewhere(*key, &self.elsewhere(), |key| self.is_here(key)) {
+            self.metrics.not_announced.inc();
+        }
+    }
+
+    /// As [`Self::changed_elsewhere`], for any number of keys: nodes came or went, or events were missed.
+    pub fn all_changed_elsewhere(&self) {
+        let not_announced = self.watchers.all_changed_elsewhere(&self.elsewhere(), |key| self.is_here(key));
+        self.metrics.not_announced.inc_by(not_announced as u64);
+    }
+
+    /// Claims `key` because a stock derper that this node watches holds it; a client connected here goes first.
+    ///
+    /// # Errors
+    /// [`RegisterError`]; nothing is left behind.
+    pub fn derper_has(&self, key: NodePublic) -> Result<(), RegisterError> {
+        let shard = self.shard(&key).lock();
+        let claimed_here = shard.get(&key).is_some_and(|state| state.rank.is_some());
+        let added = self.behind_derpers.add(key, claimed_here, || self.claim(key, ClaimKind::Derper));
+        added.map_err(|_| RegisterError::OwnerLogFull)
+    }
+
+    /// No stock derper that this node watches holds `key` any more.
+    pub fn derper_lost(&self, key: NodePublic) {
+        let _shard = self.shard(&key).lock();
+        if let Some(rank) = self.behind_derpers.remove(&key) {
+            self.parts.owner_log.release(key.into(), rank, false);
+        }
+    }
+
+    fn elsewhere(&self) -> Elsewhere<'_> {
+        Elsewhere { view: self.parts.owner_log.view(), announce: self.parts.announce }
+    }
+
+    fn is_here(&self, key: &NodePublic) -> bool {
+        self.active.pin().contains_key(key)
+    }
+
+    fn claim(&self, key: NodePublic, kind: ClaimKind) -> Result<Rank, OwnerLogFull> {
+        self.parts.owner_log.claim(key.into(), kind, false, self.wall_us())
     }
 
     /// Whether `key` has a home connection here and its active one is proven to live.
@@ -410,8 +461,9 @@ impl Registry {
         let rank = if facts.is_mesh_peer {
             None
         } else {
-            let claimed = self.parts.owner_log.claim(facts.key.into(), ClaimKind::Derp, false, self.wall_us());
-            Some(claimed.map_err(|_| RegisterError::OwnerLogFull)?)
+            let rank = self.claim(facts.key, ClaimKind::Derp).map_err(|_| RegisterError::OwnerLogFull)?;
+            self.behind_derpers.connected(&facts.key);
+            Some(rank)
         };
         Ok(KeyState { connections: ClientSet::default(), rank, home: false, rate: KeyBucket::default() })
     }
@@ -458,7 +510,9 @@ impl Registry {
         self.metrics.disconnected(&connection.facts, connection.preferred.load(Ordering::Relaxed));
         if state.connections.is_empty() {
             self.active.pin().remove(&key);
-            if let Some(rank) = state.rank {
+            if let Some(rank) = state.rank
+                && !self.behind_derpers.left(&key, || self.claim(key, ClaimKind::Derper))
+            {
                 self.parts.owner_log.release(key.into(), rank, clean);
             }
             shard.remove(&key);

@@ -3,7 +3,9 @@
 use crate::clients::CONNECTIONS_PER_KEY;
 use crate::pump::lanes::{CLIENT_QUEUE_BYTES, MEMORY_BUDGET_BYTES};
 
-use super::file::{Acme, AcmeChallenge, Admission, Derp, Limits, Log, LogFormat, Mesh, Metrics, Raft, RaftProfile, Stun};
+use super::file::{
+    Acme, AcmeChallenge, Admission, Announce, Derp, DerpMesh, Limits, Log, LogFormat, Mesh, Metrics, Raft, RaftProfile, Stun,
+};
 
 impl Default for Derp {
     fn default() -> Self {
@@ -47,6 +49,20 @@ impl Default for Acme {
             ca_file: String::new(),
             eab_kid: String::new(),
             eab_key_file: String::new(),
+        }
+    }
+}
+
+impl Default for DerpMesh {
+    fn default() -> Self {
+        Self {
+            key_file: String::new(),
+            allow: Vec::new(),
+            with: Vec::new(),
+            ca_file: String::new(),
+            announce: Announce::Region,
+            // What a node may claim beyond the connections it takes.
+            keys_max: 10_000,
         }
     }
 }

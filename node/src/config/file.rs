@@ -115,8 +115,7 @@ sections! {
     /// `[mesh]`
     Mesh { listen: String, stripes: u8 }
     /// `[derp_mesh]`
-    #[derive(Default)]
-    DerpMesh { key_file: String, allow: Vec<String> }
+    DerpMesh { key_file: String, allow: Vec<String>, with: Vec<String>, ca_file: String, announce: Announce, keys_max: u64 }
     /// `[discovery]`
     #[derive(Default)]
     Discovery { r#static: Vec<String>, file: String, dns: Vec<String>, dns_servers: Vec<String> }
@@ -201,6 +200,16 @@ pub enum AdmissionSource {
     VerifyUrl,
     /// The Tailscale daemon of this machine.
     Tailscaled,
+}
+
+/// Whose clients stock derpers are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Announce {
+    /// All clients of this node's region.
+    Region,
+    /// All clients of the fleet.
+    Fleet,
 }
 
 /// How log lines look.

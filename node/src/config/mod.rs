@@ -18,7 +18,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use causeway_client::{Endpoint, Trust};
 use causeway_control::Seeds;
+use causeway_proto::derpmap::DERP_PORT_DEFAULT;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
 use sha2::{Digest, Sha256};
@@ -27,7 +29,7 @@ use crate::admission::cache::Lifetimes;
 use crate::admission::list::KeyList;
 
 pub use error::{ConfigError, Problem};
-pub use file::{AcmeChallenge, FileConfig, Limits, LogFormat, RaftProfile};
+pub use file::{AcmeChallenge, Announce, FileConfig, Limits, LogFormat, RaftProfile};
 pub use reload::Source;
 
 /// A valid configuration. Secrets are loaded and redacted in `Debug`.
@@ -331,13 +333,47 @@ pub struct Mesh {
     pub stripes: u8,
 }
 
-/// Who may mesh with this node on the DERP port, as stock derpers do.
+/// Meshing with stock derpers on the DERP port, in both directions.
 #[derive(Debug, Clone)]
 pub struct DerpMesh {
     /// The DERP mesh key; never the fleet's mesh key.
     pub key: MeshKey,
     /// Source networks it is accepted from.
     pub allow: Vec<Cidr>,
+    /// Stock derpers that this node dials and watches.
+    pub with: Vec<Derper>,
+    /// Whom it believes there; `None`: the system's roots.
+    pub trust: Option<Trust>,
+    /// Whose clients those that watch this node are told of, beside its own.
+    pub announce: Announce,
+    /// Keys of stock derpers' clients that this node claims.
+    pub keys_max: usize,
+}
+
+/// A stock derper to mesh with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Derper {
+    /// Name in its certificate, and port.
+    pub endpoint: Endpoint,
+    /// Host that TCP goes to instead of the name's own.
+    pub dial_host: Option<String>,
+}
+
+impl std::str::FromStr for Derper {
+    type Err = &'static str;
+
+    /// Parses `HOST[:PORT][/DIAL_HOST]`, as stock derpers do (`derp.md` section 12.1).
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "wanted HOST, HOST:PORT or HOST/DIAL_HOST, such as derp1.example.com or derp1.example.com/10.0.0.1";
+        let (host, dial_host) = text.split_once('/').map_or((text, None), |(host, dial)| (host, Some(dial)));
+        if dial_host.is_some_and(|dial| dial.is_empty() || dial.contains(['/', ' '])) || host.contains(' ') {
+            return Err(WANTED);
+        }
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+        let address = if has_port { host.to_owned() } else { format!("{host}:{DERP_PORT_DEFAULT}") };
+        let endpoint = Endpoint::new(&address).map_err(|_| WANTED)?;
+        Ok(Self { endpoint, dial_host: dial_host.map(str::to_owned) })
+    }
 }
 
 /// A network in CIDR notation.

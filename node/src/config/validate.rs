@@ -10,14 +10,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use causeway_client::Trust;
 use causeway_control::Seeds;
 use causeway_control::discovery::DNS_NAMES_MAX;
+use causeway_control::presence::CLAIMS_PER_OWNER_MAX;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate};
 
 use super::{
-    Advertise, Cidr, Config, ConfigError, Derp, DerpMesh, FileConfig, Mesh, Operator, Otlp, Problem, ProxyProtocol, Region, Stun,
-    Tls, file,
+    Advertise, Cidr, Config, ConfigError, Derp, DerpMesh, Derper, FileConfig, Mesh, Operator, Otlp, Problem, ProxyProtocol,
+    Region, Stun, Tls, file,
 };
 
 /// Largest region id: numbers in the DERP map must survive JSON.
@@ -25,6 +27,12 @@ const REGION_ID_MAX: u64 = (1 << 53) - 1;
 
 /// Longest node name and region code.
 const NAME_LEN_MAX: usize = 63;
+
+/// Most stock derpers that are dialled.
+const DERPERS_MAX: usize = 64;
+
+/// Most keys of their clients: half of what a node may claim, so that clients of its own always find room.
+const DERPER_KEYS_MAX: u64 = (CLAIMS_PER_OWNER_MAX / 2) as u64;
 
 /// Most entries of a list: seeds, networks, names.
 const LIST_LEN_MAX: usize = 256;
@@ -246,16 +254,43 @@ impl Check {
 
     fn derp_mesh(&mut self, derp_mesh: &file::DerpMesh) -> Option<DerpMesh> {
         let allow = self.networks("derp_mesh.allow", &derp_mesh.allow);
+        let with = self.derpers(&derp_mesh.with);
+        let trust = self.derper_trust(&derp_mesh.ca_file);
+        self.range("derp_mesh.keys_max", derp_mesh.keys_max, 1, DERPER_KEYS_MAX);
         if derp_mesh.key_file.is_empty() {
-            if !allow.is_empty() {
-                self.wrong("derp_mesh.key_file", "is missing beside derp_mesh.allow");
+            if !(derp_mesh.allow.is_empty() && derp_mesh.with.is_empty()) {
+                self.wrong("derp_mesh.key_file", "is missing beside derp_mesh.allow or derp_mesh.with");
             }
             return None;
         }
-        if derp_mesh.allow.is_empty() {
-            self.wrong("derp_mesh.allow", "is missing: list the networks stock derpers mesh from, such as [\"192.0.2.0/24\"]");
+        if derp_mesh.allow.is_empty() && derp_mesh.with.is_empty() {
+            let message = "is missing: list the networks stock derpers mesh from, such as [\"192.0.2.0/24\"], or derpers to \
+                           dial in derp_mesh.with";
+            self.wrong("derp_mesh.allow", message);
         }
-        self.secret("derp_mesh.key_file", &derp_mesh.key_file).map(|key| DerpMesh { key, allow })
+        let keys_max = usize::try_from(derp_mesh.keys_max).unwrap_or(usize::MAX);
+        let announce = derp_mesh.announce;
+        self.secret("derp_mesh.key_file", &derp_mesh.key_file).map(|key| DerpMesh { key, allow, with, trust, announce, keys_max })
+    }
+
+    fn derpers(&mut self, texts: &[String]) -> Vec<Derper> {
+        if texts.len() > DERPERS_MAX {
+            self.wrong("derp_mesh.with", format!("has {} entries, at most {DERPERS_MAX} are taken", texts.len()));
+        }
+        let mut derpers: Vec<Derper> = Vec::new();
+        for text in texts {
+            match text.parse() {
+                Ok(derper) if derpers.contains(&derper) => self.wrong("derp_mesh.with", format!("`{text}` is named twice")),
+                Ok(derper) => derpers.push(derper),
+                Err(why) => self.wrong("derp_mesh.with", format!("`{text}`: {why}")),
+            }
+        }
+        derpers
+    }
+
+    fn derper_trust(&mut self, ca_file: &str) -> Option<Trust> {
+        let trust = Trust::ca_file(optional_path(ca_file)?);
+        trust.map_err(|error| self.wrong("derp_mesh.ca_file", error.to_string())).ok()
     }
 
     fn networks(&mut self, field: &str, networks: &[String]) -> Vec<Cidr> {

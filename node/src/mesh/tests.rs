@@ -21,6 +21,8 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::clients::{ClientFacts, ClientLimits, Registration, Registry, RegistryParts};
+use crate::config::Announce;
+use crate::derp_mesh::Derpers;
 use crate::forward::DropReason;
 use crate::forward::accounting::{AcceptedFrom, DeliveredTo};
 use crate::pump::lanes::Batch;
@@ -61,6 +63,7 @@ impl TestNode {
             clock: Arc::new(SystemTime::now),
             pump: pump.clone(),
             limits: ClientLimits::default(),
+            announce: Announce::Region,
         };
         let registry = Registry::new(parts);
         let (nodes, node_set) = watch::channel(Arc::new(NodeSet::new(id, [])));
@@ -78,6 +81,7 @@ impl TestNode {
             registry: Arc::clone(&registry),
             view: Arc::clone(&view),
             links: Arc::clone(&mesh) as Arc<dyn NodeLinks>,
+            derpers: Derpers::new(Arc::clone(&registry), 0),
             accounting: Arc::clone(&pump.accounting),
             sampler: || false,
         });
@@ -358,6 +362,7 @@ async fn headers_that_contradict_themselves_or_their_sender_are_dropped() {
         rank_used: Rank { clock_us: 1, node: a.id },
         redirects: 0,
         path: path(&[b.id]),
+        from_derper: false,
         trace: None,
     };
     let bad = [

@@ -43,6 +43,8 @@ const _: () = assert!(32 * (PACKET_LEN_MAX + PACKET_OVERHEAD) <= CLIENT_QUEUE_BY
 impl LaneLimits {
     /// A client: 32 + 32 packets; control frames are answers and notices, few by their own limiters.
     pub const CLIENT: Self = Self { control: 256, liveness: 32, data: 32, bytes: CLIENT_QUEUE_BYTES, shrinks: true };
+    /// A link to a stock derper: 2,048 packets, 4 MiB. Its control frames are one request and pongs.
+    pub const DERPER: Self = Self { control: 16, liveness: 512, data: 1_536, bytes: 4 * 1024 * 1024, shrinks: false };
     /// A link to another node: 4,096 packets, 8 MiB.
     pub const LINK: Self = Self { control: 4_096, liveness: 1_024, data: 3_072, bytes: 8 * 1024 * 1024, shrinks: false };
 }

@@ -74,6 +74,14 @@ impl WriterLimits {
         }
     }
 
+    /// For a link to a stock derper that this node dialled: cut after 5 s (`derp.md` section 8). There is nothing to send at a tick.
+    pub const DERPER: Self = Self {
+        stalled_after: Duration::from_secs(5),
+        closed_after: Duration::from_secs(5),
+        tick: Duration::from_secs(60),
+        batch_bytes: NODE_BATCH_BYTES,
+    };
+
     /// For a link to another node: routed around after 2 s, cut after 5 s, pinged every second.
     pub const LINK: Self = Self {
         stalled_after: Duration::from_secs(2),

@@ -51,12 +51,23 @@ pub struct Local {
     pub is_mesh_peer: bool,
 }
 
+/// The best claim of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// Its rank; the rank's node is the claiming one.
+    pub rank: Rank,
+    /// The client is connected to a stock derper that the node watches.
+    pub behind_derper: bool,
+}
+
 /// What a decision reads.
 pub trait Tables {
     /// The active connection of `key` here.
     fn local(&self, key: &NodePublic) -> Option<Local>;
-    /// The best usable claim of another node that is not excluded.
-    fn prefer(&self, key: &NodePublic, excluded: &dyn Fn(NodeId) -> bool) -> Option<Rank>;
+    /// The best usable claim of another node that is not excluded; clients of stock derpers come last.
+    fn prefer(&self, key: &NodePublic, excluded: &dyn Fn(NodeId) -> bool) -> Option<Claimed>;
+    /// Whether a stock derper that this node has a link to holds the key.
+    fn derper_holds(&self, key: &NodePublic) -> bool;
     /// Whether the direct link to `node` is up.
     fn link_is_up(&self, node: NodeId) -> bool;
     /// Nodes that hear `target`, in order of their ids.
@@ -78,6 +89,13 @@ pub struct Question<'a> {
     pub ignore_local: bool,
 }
 
+impl Question<'_> {
+    /// A stock derper forwarded the packet, here or at its origin: one hop only, so no other may get it (`derp.md` section 5.9).
+    fn is_from_derper(&self) -> bool {
+        self.ingress == Ingress::StockMesh || self.route.is_some_and(|route| route.from_derper)
+    }
+}
+
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -92,6 +110,8 @@ pub enum Action {
         /// Redirects so far, this one included.
         redirects: u8,
     },
+    /// Give it to the stock derper that holds the key.
+    ToDerper,
     /// Drop it.
     Drop {
         /// Why.
@@ -132,9 +152,14 @@ fn decide_at_origin(own: NodeId, tables: &impl Tables, question: &Question<'_>) 
         return Decision { role, action: Action::Deliver, why: "a connection of the key here is proven to live" };
     }
     let choice = choose(own, tables, question, &Path::default());
-    if let Some((rank_used, next_hop)) = choice.reachable {
-        let why = if next_hop == rank_used.node { "the preferred claim" } else { "the preferred claim; its direct link is down" };
-        return Decision { role, action: Action::Forward { next_hop, rank_used, redirects: 0 }, why };
+    match choice.way {
+        Some(Way::Node { rank_used, next_hop }) => {
+            let direct = next_hop == rank_used.node;
+            let why = if direct { "the preferred claim" } else { "the preferred claim; its direct link is down" };
+            return Decision { role, action: Action::Forward { next_hop, rank_used, redirects: 0 }, why };
+        }
+        Some(Way::Derper) => return to_derper(role),
+        None => {}
     }
     if local.is_some() {
         return Decision {
@@ -159,9 +184,14 @@ fn decide_at_target(own: NodeId, tables: &impl Tables, question: &Question<'_>, 
         return Decision { role, action: Action::Deliver, why: "a connection of the key here is proven to live" };
     }
     let may_redirect = route.redirects < REDIRECTS_MAX && route.path.as_slice().len() < PATH_LEN_MAX;
-    if may_redirect && let Some((rank_used, next_hop)) = choose(own, tables, question, &route.path).reachable {
-        let why = "not proven here; redirected to the best claim whose node it has not visited";
-        return Decision { role, action: Action::Forward { next_hop, rank_used, redirects: route.redirects + 1 }, why };
+    let way = if may_redirect { choose(own, tables, question, &route.path).way } else { derper(tables, question) };
+    match way {
+        Some(Way::Node { rank_used, next_hop }) => {
+            let why = "not proven here; redirected to the best claim whose node it has not visited";
+            return Decision { role, action: Action::Forward { next_hop, rank_used, redirects: route.redirects + 1 }, why };
+        }
+        Some(Way::Derper) => return to_derper(role),
+        None => {}
     }
     if local.is_some() {
         return Decision { role, action: Action::Deliver, why: "the connection here is suspect, but no other claim remains" };
@@ -194,32 +224,54 @@ fn local(tables: &impl Tables, question: &Question<'_>) -> Option<bool> {
     }
     let local = tables.local(question.dst)?;
     // One hop only between stock derpers.
-    let stock_to_stock = local.is_mesh_peer && question.ingress == Ingress::StockMesh;
+    let stock_to_stock = local.is_mesh_peer && question.is_from_derper();
     (!stock_to_stock).then_some(local.proven)
 }
 
 struct Choice {
-    /// The best claim that can be reached, and over which link.
-    reachable: Option<(Rank, NodeId)>,
+    /// Where the best claim that can be reached leads.
+    way: Option<Way>,
     /// There is a claim at all.
     any: bool,
 }
 
-/// The best claim of a node that is neither this one nor on the path and that a link leads towards.
+enum Way {
+    /// Over the link to `next_hop`, towards the node of the claim.
+    Node { rank_used: Rank, next_hop: NodeId },
+    /// To a stock derper that this node has a link to.
+    Derper,
+}
+
+/// The stock derper that holds the key, if the packet may go to one and this node has a link to it.
+fn derper(tables: &impl Tables, question: &Question<'_>) -> Option<Way> {
+    (!question.is_from_derper() && tables.derper_holds(question.dst)).then_some(Way::Derper)
+}
+
+/// The best claim of a node that is neither this one nor on the path and that a link leads towards. A client of a stock derper is
+/// looked for last, at this node's own links first.
 fn choose(own: NodeId, tables: &impl Tables, question: &Question<'_>, path: &Path) -> Choice {
     let mut unreachable = [own; CLAIMS_TRIED_MAX];
     for tried in 0..CLAIMS_TRIED_MAX {
         let skipped = &unreachable[..tried];
         let excluded = |node: NodeId| node == own || path.contains(node) || skipped.contains(&node);
-        let Some(rank) = tables.prefer(question.dst, &excluded) else {
-            return Choice { reachable: None, any: tried > 0 };
+        let claimed = tables.prefer(question.dst, &excluded);
+        let Some(Claimed { rank: rank_used, behind_derper }) = claimed else {
+            return Choice { way: derper(tables, question), any: tried > 0 };
         };
-        if let Some(next_hop) = next_hop(own, tables, question, rank.node, path) {
-            return Choice { reachable: Some((rank, next_hop)), any: true };
+        if behind_derper {
+            if question.is_from_derper() {
+                return Choice { way: None, any: tried > 0 };
+            }
+            if let Some(way) = derper(tables, question) {
+                return Choice { way: Some(way), any: true };
+            }
         }
-        unreachable[tried] = rank.node;
+        if let Some(next_hop) = next_hop(own, tables, question, rank_used.node, path) {
+            return Choice { way: Some(Way::Node { rank_used, next_hop }), any: true };
+        }
+        unreachable[tried] = rank_used.node;
     }
-    Choice { reachable: None, any: true }
+    Choice { way: derper(tables, question), any: true }
 }
 
 /// The direct link if it is up, else a transit that hears the target: always the same one for a flow, so that order holds.
@@ -237,6 +289,10 @@ fn next_hop(own: NodeId, tables: &impl Tables, question: &Question<'_>, target: 
         .into_iter()
         .filter(|node| *node != own && *node != target && !path.contains(*node) && tables.link_is_up(*node))
         .max_by_key(|node| mix(flow ^ node.0))
+}
+
+const fn to_derper(role: Role) -> Decision {
+    Decision { role, action: Action::ToDerper, why: "a stock derper that this node watches holds the key" }
 }
 
 const fn drop_it(role: Role, reason: DropReason, why: &'static str) -> Decision {

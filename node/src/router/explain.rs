@@ -153,7 +153,15 @@ fn route_of(request: &v1::ExplainRequest) -> Result<Option<Route>, MalformedMess
     }
     let rank_used = request.rank_used.ok_or(MalformedMessage::new("rank_used", "is needed beside origin"))?.into();
     let redirects = u8::try_from(request.redirects).map_err(|_| MalformedMessage::new("redirects", "is at most 2"))?;
-    Ok(Some(Route { origin: NodeId(request.origin), target: NodeId(request.target), rank_used, redirects, path, trace: None }))
+    Ok(Some(Route {
+        origin: NodeId(request.origin),
+        target: NodeId(request.target),
+        rank_used,
+        redirects,
+        path,
+        from_derper: false,
+        trace: None,
+    }))
 }
 
 fn response_of(own: NodeId, decision: &Decision) -> v1::ExplainResponse {
@@ -164,7 +172,7 @@ fn response_of(own: NodeId, decision: &Decision) -> v1::ExplainResponse {
         ..v1::ExplainResponse::default()
     };
     match decision.action {
-        Action::Deliver => "deliver".clone_into(&mut response.action),
+        Action::Deliver | Action::ToDerper => "deliver".clone_into(&mut response.action),
         Action::Forward { next_hop, rank_used, redirects } => {
             "forward".clone_into(&mut response.action);
             response.next_hop = next_hop.0;

@@ -19,10 +19,11 @@ use causeway_proto::packet::{Packet, Path, Route, TraceContext};
 use causeway_proto::presence::Rank;
 
 use crate::clients::{ClientConnection, Registry};
+use crate::derp_mesh::Derpers;
 use crate::forward::chain::ForwarderChain;
 use crate::forward::links::NodeLinks;
 use crate::forward::{Accounting, DropReason, PacketForwarder, Verdict};
-use decide::{Action, Decision, Ingress, Local, Question, Tables, decide};
+use decide::{Action, Claimed, Decision, Ingress, Local, Question, Tables, decide};
 use metrics::RouterMetrics;
 pub use trace::Sampler;
 
@@ -37,6 +38,8 @@ pub struct RouterParts {
     pub view: Arc<PresenceView>,
     /// The links to other nodes.
     pub links: Arc<dyn NodeLinks>,
+    /// Links to stock derpers, and whom they hold.
+    pub derpers: Arc<Derpers>,
     /// The node's books.
     pub accounting: Arc<Accounting>,
     /// Which packets start a trace.
@@ -97,7 +100,13 @@ impl Router {
         decide(self.parts.own, &Seen { parts: &self.parts, connection }, question)
     }
 
-    fn execute(&self, decision: Decision, mut packet: Packet, connection: Option<&Arc<ClientConnection>>) -> Verdict {
+    fn execute(
+        &self,
+        decision: Decision,
+        mut packet: Packet,
+        connection: Option<&Arc<ClientConnection>>,
+        ingress: Ingress,
+    ) -> Verdict {
         let (span, trace) = trace::hop(self.parts.sampler, &decision, &packet);
         let _entered = span.enter();
         match decision.action {
@@ -106,7 +115,8 @@ impl Router {
                 None => Verdict::NotHere(packet),
             },
             Action::Forward { next_hop, rank_used, redirects } => {
-                let Some(route) = self.route_onward(&packet, rank_used, redirects, trace) else {
+                let from_derper = ingress == Ingress::StockMesh;
+                let Some(route) = self.route_onward(&packet, rank_used, redirects, from_derper, trace) else {
                     return self.drop_packet(DropReason::PathFull, &packet);
                 };
                 packet.route = Some(route);
@@ -116,6 +126,7 @@ impl Router {
                 }
                 verdict
             }
+            Action::ToDerper => self.parts.derpers.forward(packet),
             Action::Drop { reason, tell_origin } => {
                 if tell_origin {
                     self.tell_origin(&packet);
@@ -125,14 +136,22 @@ impl Router {
         }
     }
 
-    /// The header of the packet as it leaves this node; `None` if its path is full.
-    fn route_onward(&self, packet: &Packet, rank_used: Rank, redirects: u8, trace: Option<TraceContext>) -> Option<Route> {
+    /// The header of the packet as it leaves this node; `None` if its path is full. `from_derper` is of a packet that begins here.
+    fn route_onward(
+        &self,
+        packet: &Packet,
+        rank_used: Rank,
+        redirects: u8,
+        from_derper: bool,
+        trace: Option<TraceContext>,
+    ) -> Option<Route> {
         let mut route = packet.route.unwrap_or(Route {
             origin: self.parts.own,
             target: rank_used.node,
             rank_used,
             redirects,
             path: Path::default(),
+            from_derper,
             trace: None,
         });
         route.path.push(self.parts.own).ok()?;
@@ -176,7 +195,7 @@ impl PacketForwarder for Attempt<'_> {
         let question = Question { src: &src, dst: &dst, ingress: self.ingress, route: self.arrived.as_ref(), ignore_local };
         let verdict = self.router.parts.registry.look_up(&dst, |connection| {
             let decision = self.router.decide(&question, connection);
-            self.router.execute(decision, packet, connection)
+            self.router.execute(decision, packet, connection, self.ingress)
         });
         if matches!(verdict, Verdict::NotHere(_)) {
             self.ignore_local.store(true, Ordering::Relaxed);
@@ -198,8 +217,13 @@ impl Tables for Seen<'_> {
         Some(Local { proven: connection.proof().is_proven(), is_mesh_peer: connection.facts().is_mesh_peer })
     }
 
-    fn prefer(&self, key: &NodePublic, excluded: &dyn Fn(NodeId) -> bool) -> Option<Rank> {
-        self.parts.view.prefer(&(*key).into(), excluded).map(|candidate| candidate.rank)
+    fn prefer(&self, key: &NodePublic, excluded: &dyn Fn(NodeId) -> bool) -> Option<Claimed> {
+        let best = self.parts.view.prefer(&(*key).into(), excluded)?;
+        Some(Claimed { rank: best.rank, behind_derper: best.is_behind_derper() })
+    }
+
+    fn derper_holds(&self, key: &NodePublic) -> bool {
+        self.parts.derpers.can_reach(key)
     }
 
     fn link_is_up(&self, node: NodeId) -> bool {

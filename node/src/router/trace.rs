@@ -31,7 +31,7 @@ pub(super) fn hop(sampler: Sampler, decision: &Decision, packet: &Packet) -> (Sp
 fn open(decision: &Decision, packet: &Packet) -> Span {
     let (next_hop, target) = match decision.action {
         Action::Forward { next_hop, rank_used, .. } => (Some(next_hop), Some(rank_used.node)),
-        Action::Deliver | Action::Drop { .. } => (None, None),
+        Action::Deliver | Action::ToDerper | Action::Drop { .. } => (None, None),
     };
     let next_hop = next_hop.map(tracing::field::display);
     let target_node = target.map(tracing::field::display);
@@ -90,7 +90,9 @@ mod tests {
     const RANK: Rank = Rank { clock_us: 1, node: NodeId(3) };
 
     fn packet(trace: Option<TraceContext>) -> Packet {
-        let route = Route { origin: NodeId(1), target: RANK.node, rank_used: RANK, redirects: 0, path: Path::default(), trace };
+        let path = Path::default();
+        let route =
+            Route { origin: NodeId(1), target: RANK.node, rank_used: RANK, redirects: 0, path, from_derper: false, trace };
         let key = NodePublic::default();
         Packet { src: key, dst: key, class: Class::Data, payload: Bytes::new(), route: trace.map(|_| route) }
     }

@@ -94,6 +94,7 @@ fn kind_text(kind: i32) -> &'static str {
         Ok(ClaimKind::Tx3) => "tx3",
         Ok(ClaimKind::Turbo) => "turbo",
         Ok(ClaimKind::Quicpipe) => "quicpipe",
+        Ok(ClaimKind::Derper) => "derper",
         Err(_) => "unknown",
     }
 }

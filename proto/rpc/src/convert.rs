@@ -72,6 +72,7 @@ impl From<ClaimKind> for v1::ClaimKind {
             ClaimKind::Tx3 => Self::Tx3,
             ClaimKind::Turbo => Self::Turbo,
             ClaimKind::Quicpipe => Self::Quicpipe,
+            ClaimKind::Derper => Self::Derper,
             _ => Self::Derp,
         }
     }

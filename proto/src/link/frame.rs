@@ -16,6 +16,7 @@ const STALE_LEN: usize = 32 + 8 + 8 + 8;
 const PING_LEN: usize = 8;
 
 const FLAG_TRACE: u8 = 0x01;
+const FLAG_FROM_DERPER: u8 = 0x02;
 
 /// Longest of what precedes a payload.
 const PACKET_HEADER_LEN_MAX: usize = LINK_HEADER_LEN + LINK_BODY_LEN_MAX - PACKET_LEN_MAX;
@@ -324,7 +325,7 @@ impl PacketHead {
         if self.src.is_zero() {
             return Err(LinkError::ZeroSource);
         }
-        if self.flags & !FLAG_TRACE != 0 {
+        if self.flags & !(FLAG_TRACE | FLAG_FROM_DERPER) != 0 {
             return Err(LinkError::Flags(self.flags));
         }
         if self.redirects > REDIRECTS_MAX {
@@ -360,11 +361,12 @@ fn parse_packet(mut body: BytesMut) -> Result<LinkFrame, LinkError> {
     if payload_len > PACKET_LEN_MAX {
         return Err(LinkError::PayloadTooLong(payload_len));
     }
-    let PacketHead { src, dst, redirects, origin, target, rank_used, .. } = head;
+    let PacketHead { src, dst, redirects, origin, target, rank_used, flags, .. } = head;
     body.advance(body.len() - payload_len);
     // An empty slice would still hold the whole read buffer.
     let payload = if body.is_empty() { Bytes::new() } else { body.freeze() };
-    let route = Route { origin, target, rank_used, redirects, path, trace };
+    let from_derper = flags & FLAG_FROM_DERPER != 0;
+    let route = Route { origin, target, rank_used, redirects, path, from_derper, trace };
     Ok(LinkFrame::Packet(Packet { src, dst, class, payload, route: Some(route) }))
 }
 
@@ -415,7 +417,7 @@ pub fn encode_packet_header(packet: &Packet, route: &Route, out: &mut BytesMut) 
     rest.put_slice(packet.src.as_bytes());
     rest.put_slice(packet.dst.as_bytes());
     rest.put_u8(packet.class as u8);
-    rest.put_u8(if route.trace.is_some() { FLAG_TRACE } else { 0 });
+    rest.put_u8(flags_of(route));
     rest.put_u8(route.redirects);
     let path = route.path.as_slice();
     rest.put_u8(u8::try_from(path.len()).unwrap_or(u8::MAX));
@@ -431,6 +433,12 @@ pub fn encode_packet_header(packet: &Packet, route: &Route, out: &mut BytesMut) 
     }
     let len = PACKET_HEADER_LEN_MAX - rest.len();
     out.put_slice(&header[..len]);
+}
+
+const fn flags_of(route: &Route) -> u8 {
+    let trace = if route.trace.is_some() { FLAG_TRACE } else { 0 };
+    let from_derper = if route.from_derper { FLAG_FROM_DERPER } else { 0 };
+    trace | from_derper
 }
 
 /// Appends a Hello frame.

@@ -6,6 +6,7 @@ mod bad_bytes;
 mod boundaries;
 mod demo;
 mod derp;
+mod derp_mesh;
 mod derpmap;
 mod dev;
 mod dns;

@@ -39,6 +39,11 @@ pub enum PresenceEvent {
         /// The node.
         node: NodeId,
     },
+    /// The node's region became known, or is another now.
+    RegionLearnt {
+        /// The node.
+        node: NodeId,
+    },
     /// No valid claim on the key is left.
     LastClaimGone {
         /// The key.

@@ -27,6 +27,7 @@ impl PresenceView {
             if writer.owners[slot].region != Some(region) {
                 writer.owners[slot].region = Some(region);
                 self.publish(writer, news);
+                news.events.push(PresenceEvent::RegionLearnt { node });
             }
             Ok(())
         })

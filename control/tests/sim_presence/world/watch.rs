@@ -18,7 +18,8 @@ impl World {
         let node = &self.nodes[index];
         match self.rng.random_range(0..10) {
             0..5 => {
-                node.log.claim(key, ClaimKind::Derp, flag, now_us).expect("few keys");
+                let kind = if self.rng.random_bool(0.3) { ClaimKind::Derper } else { ClaimKind::Derp };
+                node.log.claim(key, kind, flag, now_us).expect("few keys");
             }
             5..7 => {
                 node.log.set_home(key, flag, now_us);

@@ -4,19 +4,21 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use causeway_control::presence::{OwnerLog, WatchInput};
-use causeway_proto::derp::frame::{Frame, PeerGoneReason};
+use causeway_proto::derp::frame::{Frame, PeerGoneReason, PresentFlags};
 use causeway_proto::id::{BootId, Epoch, RegionId};
 use causeway_proto::presence::{ClaimKind, Op};
 
 use super::super::peer_gone::TrackedPeers;
 use super::super::{ClientFacts, ClientLimits, Registration, RegistryParts};
 use super::*;
+use crate::config::Announce;
 use crate::pump::lanes::{Batch, PumpShared};
 
 const OWN: NodeId = NodeId(1);
 const OTHER: NodeId = NodeId(2);
 const KEY: NodePublic = NodePublic::from_bytes([8; 32]);
 const PEER: NodePublic = NodePublic::from_bytes([9; 32]);
+const WATCHER: NodePublic = NodePublic::from_bytes([10; 32]);
 
 struct World {
     registry: Arc<Registry>,
@@ -33,6 +35,7 @@ impl World {
             clock: Arc::new(SystemTime::now),
             pump: PumpShared::new(),
             limits: ClientLimits::default(),
+            announce: Announce::Region,
         };
         let registry = Registry::new(parts);
         tokio::spawn(follow(Arc::clone(&registry), Arc::clone(&view), OWN, CancellationToken::new()));
@@ -135,4 +138,47 @@ async fn two_proven_homes_for_thirty_seconds_raise_the_clone_alarm_and_a_side_co
     assert_eq!(health(10).await, [Frame::Health { problem: String::new() }]);
     let alarms = (world.registry.metrics().clone_alarms.get(), world.registry.metrics().clone_alarms_raised.get());
     assert_eq!(alarms, (0, 1), "healthy again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_is_told_of_clients_at_sibling_nodes_and_of_no_others() {
+    let mut world = World::new();
+    world.view.set_region(OTHER, RegionId(1));
+    world.other_says(claim(PEER, 1, false));
+    let (here, elsewhere) = (Some(SocketAddr::from(([127, 0, 0, 1], 1))), None);
+    let facts = ClientFacts { key: WATCHER, is_mesh_peer: true, ..*world.client().connection().facts() };
+    let watcher = world.registry.register(facts, CancellationToken::new(), now()).unwrap();
+    world.registry.watch(watcher.connection()).unwrap();
+    let expect = async |wanted: &[Frame], why: &str| {
+        pass(Duration::from_millis(1)).await;
+        assert_eq!(frames(&watcher), wanted, "{why}");
+    };
+    let present = |peer, addr| Frame::PeerPresent { peer, addr, flags: PresentFlags::REGULAR };
+    let gone = |peer| Frame::PeerGone { peer, reason: PeerGoneReason::Disconnected };
+    let itself = Frame::PeerPresent { peer: WATCHER, addr: here, flags: PresentFlags::MESH_PEER };
+    expect(&[itself, present(PEER, elsewhere)], "the flood").await;
+
+    world.other_says(claim(KEY, 2, false));
+    expect(&[present(KEY, elsewhere)], "a client of the sibling").await;
+    world.other_says(claim(KEY, 3, true));
+    world.other_says(release(KEY, 2, true));
+    expect(&[], "a change of home is none of a watcher's business").await;
+    let client = world.client();
+    expect(&[present(KEY, here)], "here as well").await;
+    world.other_says(release(KEY, 3, true));
+    expect(&[], "still here").await;
+    drop(client);
+    expect(&[gone(KEY)], "the last connection").await;
+    let behind_derper = Op::Claim { key: KEY.into(), clock_us: 4, home: false, kind: ClaimKind::Derper };
+    world.other_says(behind_derper);
+    expect(&[], "derpers announce their clients themselves").await;
+
+    world.view.set_region(OTHER, RegionId(2));
+    expect(&[gone(PEER)], "not of this region").await;
+    world.view.set_region(OTHER, RegionId(1));
+    expect(&[present(PEER, elsewhere)], "of this region").await;
+    world.view.ingest_watch(OTHER, Epoch(1), WatchInput::Down, now()).unwrap();
+    expect(&[gone(PEER)], "the sibling is lost").await;
+    world.view.ingest_watch(OTHER, Epoch(1), WatchInput::Hello { boot_id: BootId([2; 16]) }, now()).unwrap();
+    expect(&[present(PEER, elsewhere)], "the sibling is back").await;
 }

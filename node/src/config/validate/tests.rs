@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::super::{AcmeChallenge, AdmissionSource, Cidr, Config, FileConfig, Tls};
+use super::super::{AcmeChallenge, AdmissionSource, Cidr, Config, Derper, FileConfig, Tls};
 
 /// A directory with a good key file beside the configuration; the text it starts from.
 fn good(dir: &Path) -> String {
@@ -118,6 +118,15 @@ fn each_mistake_names_file_field_and_what_would_be_right() {
         (vec!["derp_mesh.allow=['10.0.0.0/33']".into()], "derp_mesh.allow", "ADDRESS/BITS"),
         (vec!["derp_mesh.allow=['10.0.0.0/8']".into()], "derp_mesh.key_file", "missing"),
         (vec![format!("derp_mesh.key_file={}", at("mesh.key"))], "derp_mesh.allow", "networks"),
+        (vec!["derp_mesh.with=['derp1']".into()], "derp_mesh.key_file", "missing"),
+        (vec!["derp_mesh.with=['https://derp1/derp']".into()], "derp_mesh.with", "HOST/DIAL_HOST"),
+        (vec!["derp_mesh.with=['a/b/c']".into()], "derp_mesh.with", "HOST/DIAL_HOST"),
+        (vec!["derp_mesh.with=['a:x']".into()], "derp_mesh.with", "HOST:PORT"),
+        (vec!["derp_mesh.with=['a','a:443']".into()], "derp_mesh.with", "named twice"),
+        (vec!["derp_mesh.announce=world".into()], "--set derp_mesh.announce=world", "region"),
+        (vec!["derp_mesh.keys_max=0".into()], "derp_mesh.keys_max", "1 to 30000"),
+        (vec![format!("derp_mesh.ca_file={}", at("none.pem"))], "derp_mesh.ca_file", "none.pem"),
+        (vec![format!("derp_mesh.ca_file={}", at("mesh.key"))], "derp_mesh.ca_file", "PEM"),
         (vec!["discovery.static=['host']".into()], "discovery.static", "HOST:PORT"),
         (vec!["discovery.dns=['mesh.example', '192.0.2.1']".into()], "discovery.dns", "discovery.static"),
         (vec!["discovery.dns=['_mesh._tcp.example:1']".into()], "discovery.dns", "leave it out"),
@@ -237,6 +246,24 @@ fn certificates_by_acme_need_little_and_say_what_is_wrong() {
     }
     let error = validate(&text, &["tls.acme.challenge=dns-01"]).unwrap_err();
     assert!(error.contains("dns-01") && error.contains("tls-alpn-01"), "{error}");
+}
+
+#[test]
+fn stock_derpers_are_named_as_their_own_flag_names_them() {
+    let derper = |text: &str| {
+        let Derper { endpoint, dial_host } = text.parse().unwrap();
+        (endpoint.host_name, endpoint.port, dial_host)
+    };
+    let host = |name: &str, port, dial: Option<&str>| (name.to_owned(), port, dial.map(str::to_owned));
+    assert_eq!(derper("derp1.example"), host("derp1.example", 443, None));
+    assert_eq!(derper("derp1.example:8443"), host("derp1.example", 8443, None));
+    assert_eq!(derper("derp1.example/10.0.0.1"), host("derp1.example", 443, Some("10.0.0.1")));
+    assert_eq!(derper("derp1.example:8443/fd00::1"), host("derp1.example", 8443, Some("fd00::1")));
+    assert_eq!(derper("[2001:db8::1]"), host("2001:db8::1", 443, None));
+    assert_eq!(derper("192.0.2.1:444"), host("192.0.2.1", 444, None));
+    for bad in ["", "/", "a/", "/a", "a b", "a/b c", "2001:db8::1"] {
+        assert!(bad.parse::<Derper>().is_err(), "{bad}");
+    }
 }
 
 #[test]

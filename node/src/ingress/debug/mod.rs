@@ -100,13 +100,15 @@ impl DebugPages {
         use causeway_proto::id::{BootId, Epoch, NodeId};
 
         use crate::clients::{ClientLimits, RegistryParts};
+        use crate::config::Announce;
         use crate::pump::lanes::PumpShared;
 
         let (own, region) = (NodeId(1), RegionId(1));
         let view = Arc::new(PresenceView::new(own, region));
         let owner_log = OwnerLog::new(own, Epoch(1), BootId([1; 16]), Arc::clone(&view));
         let (clock, pump) = (Arc::new(SystemTime::now), PumpShared::new());
-        let registry = Registry::new(RegistryParts { owner_log, clock, pump, limits: ClientLimits::default() });
+        let registry =
+            Registry::new(RegistryParts { owner_log, clock, pump, limits: ClientLimits::default(), announce: Announce::Region });
         let started = SystemTime::now();
         Self::new(DebugParts { exporter, registry, view, region, started, clock: SystemTime::now })
     }

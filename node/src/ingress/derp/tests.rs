@@ -30,6 +30,8 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::admission::{Applicant, Decision, Denial, Open};
 use crate::clients::{ClientLimits, RegistryParts, events};
+use crate::config::Announce;
+use crate::derp_mesh::Derpers;
 use crate::forward::links::NodeLinks;
 use crate::forward::{Books, DropReason, Verdict};
 use crate::limits::connections::{ConnectionGate, ConnectionLimits};
@@ -85,7 +87,8 @@ impl TestNode {
         let view = Arc::new(PresenceView::new(OWN, RegionId(1)));
         let owner_log = OwnerLog::new(OWN, Epoch(1), BootId([1; 16]), Arc::clone(&view));
         let pump = PumpShared::new();
-        let parts = RegistryParts { owner_log, clock: Arc::new(SystemTime::now), pump: pump.clone(), limits };
+        let (clock, pump_parts) = (Arc::new(SystemTime::now), pump.clone());
+        let parts = RegistryParts { owner_log, clock, pump: pump_parts, limits, announce: Announce::Region };
         let registry = Registry::new(parts);
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         tracker.spawn(events::follow(Arc::clone(&registry), Arc::clone(&view), OWN, cancel.clone()));
@@ -94,6 +97,7 @@ impl TestNode {
             registry: Arc::clone(&registry),
             view,
             links: Arc::new(NoLinks),
+            derpers: Derpers::new(Arc::clone(&registry), 0),
             accounting: Arc::clone(&pump.accounting),
             sampler: || false,
         });

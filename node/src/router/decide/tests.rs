@@ -13,6 +13,10 @@ const DST: NodePublic = NodePublic::from_bytes([2; 32]);
 struct Fake {
     local: Option<Local>,
     claims: Vec<Rank>,
+    /// Claims of clients of stock derpers, in order of preference.
+    behind_derpers: Vec<Rank>,
+    /// A stock derper that this node has a link to holds it.
+    derper: bool,
     up: BTreeSet<NodeId>,
     hear_target: Vec<NodeId>,
 }
@@ -22,8 +26,14 @@ impl Tables for Fake {
         self.local.filter(|_| *key == DST)
     }
 
-    fn prefer(&self, _: &NodePublic, excluded: &dyn Fn(NodeId) -> bool) -> Option<Rank> {
-        self.claims.iter().copied().find(|claim| !excluded(claim.node))
+    fn prefer(&self, _: &NodePublic, excluded: &dyn Fn(NodeId) -> bool) -> Option<Claimed> {
+        let held = self.claims.iter().map(|rank| Claimed { rank: *rank, behind_derper: false });
+        let foreign = self.behind_derpers.iter().map(|rank| Claimed { rank: *rank, behind_derper: true });
+        held.chain(foreign).find(|claim| !excluded(claim.rank.node))
+    }
+
+    fn derper_holds(&self, _: &NodePublic) -> bool {
+        self.derper
     }
 
     fn link_is_up(&self, node: NodeId) -> bool {
@@ -58,7 +68,15 @@ fn at_origin(tables: &Fake) -> Action {
 fn route(target: u64, path: &[u64], redirects: u8) -> Route {
     let mut visited = Path::default();
     path.iter().for_each(|node| visited.push(NodeId(*node)).unwrap());
-    Route { origin: NodeId(path[0]), target: NodeId(target), rank_used: rank(target), redirects, path: visited, trace: None }
+    Route {
+        origin: NodeId(path[0]),
+        target: NodeId(target),
+        rank_used: rank(target),
+        redirects,
+        path: visited,
+        from_derper: false,
+        trace: None,
+    }
 }
 
 fn forward(next_hop: u64, target: u64, redirects: u8) -> Action {
@@ -107,7 +125,7 @@ fn a_transit_is_used_when_the_direct_link_is_down_and_always_the_same_one_for_a_
 
 #[test]
 fn a_transit_passes_on_without_looking_at_presence() {
-    let tables = Fake { local: PROVEN, claims: vec![rank(7)], up: up(&[2, 3]), hear_target: vec![NodeId(3)] };
+    let tables = Fake { local: PROVEN, claims: vec![rank(7)], up: up(&[2, 3]), hear_target: vec![NodeId(3)], ..Fake::default() };
     assert_eq!(ask(&tables, Ingress::Link, Some(&route(2, &[9], 0))), forward(2, 2, 0));
     assert_eq!(
         ask(&tables, Ingress::Link, Some(&route(5, &[9], 0))),
@@ -148,6 +166,44 @@ fn what_a_stock_derper_forwards_never_reaches_another_one() {
     let ours = Fake { local: stock, claims: vec![rank(2)], up: up(&[2]), ..Fake::default() };
     assert_eq!(ask(&ours, Ingress::StockMesh, None), forward(2, 2, 0), "on inside our own mesh");
     assert_eq!(ask(&Fake { local: PROVEN, ..Fake::default() }, Ingress::StockMesh, None), Action::Deliver);
+}
+
+#[test]
+fn a_client_of_a_stock_derper_is_reached_where_no_client_of_ours_has_the_key() {
+    let tables = |local, claims: &[Rank], derper| Fake {
+        local,
+        claims: claims.to_vec(),
+        behind_derpers: vec![rank(3), rank(4)],
+        derper,
+        up: up(&[2, 3, 4]),
+        ..Fake::default()
+    };
+    assert_eq!(at_origin(&tables(None, &[], true)), Action::ToDerper, "its own link before those of others");
+    assert_eq!(at_origin(&tables(None, &[], false)), forward(3, 3, 0));
+    assert_eq!(at_origin(&tables(None, &[rank(2)], true)), forward(2, 2, 0), "a client of ours wins");
+    assert_eq!(at_origin(&tables(PROVEN, &[], true)), Action::Deliver);
+    assert_eq!(at_origin(&tables(SUSPECT, &[], true)), Action::ToDerper);
+    assert_eq!(at_origin(&tables(None, &[rank(9)], true)), Action::ToDerper, "the client of ours cannot be reached");
+
+    let at_target = |claims: &[Rank], derper, path: &[u64], redirects| {
+        ask(&tables(None, claims, derper), Ingress::Link, Some(&route(1, path, redirects)))
+    };
+    assert_eq!(at_target(&[], true, &[9], 0), Action::ToDerper);
+    assert_eq!(at_target(&[rank(2)], true, &[9], 0), forward(2, 2, 1), "it has moved to one of ours");
+    assert_eq!(at_target(&[rank(2)], true, &[9, 8], 2), Action::ToDerper, "no third redirect, but the derper is near");
+    assert_eq!(at_target(&[], false, &[9, 3], 0), forward(4, 4, 1));
+}
+
+#[test]
+fn what_one_stock_derper_forwarded_goes_to_no_other_wherever_it_is() {
+    let tables = Fake { behind_derpers: vec![rank(3)], derper: true, up: up(&[2, 3]), ..Fake::default() };
+    assert_eq!(ask(&tables, Ingress::StockMesh, None), drop_for(DropReason::UnknownDestOnForward));
+    let forwarded = Route { from_derper: true, ..route(1, &[9], 0) };
+    let stale = Action::Drop { reason: DropReason::Stale, tell_origin: true };
+    assert_eq!(ask(&tables, Ingress::Link, Some(&forwarded)), stale, "at the target");
+    let with_ours = Fake { claims: vec![rank(2)], ..tables };
+    assert_eq!(ask(&with_ours, Ingress::StockMesh, None), forward(2, 2, 0));
+    assert_eq!(ask(&with_ours, Ingress::Link, Some(&forwarded)), forward(2, 2, 1));
 }
 
 #[test]

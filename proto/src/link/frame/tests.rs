@@ -31,6 +31,7 @@ fn sample() -> Packet {
             rank_used: Rank { clock_us: 4, node: NodeId(3) },
             redirects: 0,
             path,
+            from_derper: false,
             trace: None,
         }),
     }
@@ -58,7 +59,7 @@ fn each_bad_field_of_a_packet_is_refused_by_name() {
     let cases = [
         (with(&zero_source), LinkError::ZeroSource),
         (with(&[(CLASS_AT, 2)]), LinkError::Class(2)),
-        (with(&[(FLAGS_AT, 2)]), LinkError::Flags(2)),
+        (with(&[(FLAGS_AT, 4)]), LinkError::Flags(4)),
         (with(&[(REDIRECTS_AT, 3)]), LinkError::Redirects(3)),
         (with(&[(PATH_LEN_AT, 0)]), LinkError::PathLength(0)),
         (with(&[(PATH_LEN_AT, 6)]), LinkError::PathLength(6)),

@@ -1,15 +1,13 @@
 //! The relays under measurement: our fleets, and a stock derper beside them.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use causeway_client::{ClientBuilder, Connection, Endpoint, Trust};
 use causeway_proto::key::NodePrivate;
 use causeway_tests_integration::cluster::{Cluster, Node};
-use tempfile::TempDir;
+use causeway_tests_integration::derper;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -57,62 +55,24 @@ impl Door {
 
 /// A stock derper with TLS, for comparison in the same run.
 pub(crate) struct Derper {
-    process: Child,
-    addr: SocketAddr,
+    process: derper::Derper,
     trust: Trust,
-    _dir: TempDir,
 }
-
-const DERPER_NAME: &str = "derper.causeway.test";
-const START_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Derper {
     /// Starts `program` on a free loopback port with a certificate of its own.
     pub(crate) async fn start(program: &Path) -> anyhow::Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let certified = rcgen::generate_simple_self_signed([DERPER_NAME.to_owned()])?;
-        let write = |suffix, contents: &str| std::fs::write(dir.path().join(format!("{DERPER_NAME}.{suffix}")), contents);
-        write("crt", &pem("CERTIFICATE", certified.cert.der()))?;
-        write("key", &pem("PRIVATE KEY", &certified.signing_key.serialize_der()))?;
-        let trust = Trust::ca_file(dir.path().join(format!("{DERPER_NAME}.crt")))?;
-        // Another process may take the port in between: then derper says so and the run fails.
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let process = Command::new(program)
-            .args(["-a", &addr.to_string(), "-certmode", "manual", "-hostname", DERPER_NAME, "-http-port", "-1", "-stun=false"])
-            .arg("-certdir")
-            .arg(dir.path())
-            .arg("-c")
-            .arg(dir.path().join("derper.key"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| format!("run {}", program.display()))?;
-        let derper = Self { process, addr, trust, _dir: dir };
-        let door = derper.door();
-        causeway_tests_integration::cluster::wait_for("derper to answer", START_DEADLINE, async || Ok(door.log_in().await.ok()))
-            .await?;
-        Ok(derper)
+        let mut process = derper::Derper::new(program.to_owned())?;
+        process.start(None).await?;
+        let trust = process.trust()?;
+        Ok(Self { process, trust })
     }
 
     pub(crate) fn door(&self) -> Door {
-        Door::new(Endpoint::at(self.addr, DERPER_NAME), self.trust.clone())
+        Door::new(self.process.endpoint(), self.trust.clone())
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.process.id()
+        self.process.pid().expect("it was started")
     }
-}
-
-impl Drop for Derper {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
-    }
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let body = data_encoding::BASE64.encode(der);
-    let lines = body.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line)).collect::<Vec<_>>();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
