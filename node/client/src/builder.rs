@@ -61,6 +61,8 @@ pub enum Server {
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
     pub(crate) server: Option<Server>,
+    /// Wins the choice of the nearest region whenever it is accessible.
+    pub(crate) forced_home: Option<RegionId>,
     pub(crate) login: Login,
 }
 
@@ -70,7 +72,7 @@ impl ClientBuilder {
     pub fn new(key: NodePrivate) -> Self {
         let info = ClientInfo { can_ack_pings: true, ..ClientInfo::current() };
         let login = Login { key, info, route: Route::default(), server_key: None, preferred: true, watch: false };
-        Self { server: None, login }
+        Self { server: None, forced_home: None, login }
     }
 
     /// Logs in with this key instead.
@@ -98,6 +100,13 @@ impl ClientBuilder {
     #[must_use]
     pub fn nearest(mut self, map: Arc<DerpMap>) -> Self {
         self.server = Some(Server::Nearest { map });
+        self
+    }
+
+    /// Of the regions to choose from, takes this one whenever it is accessible, however far it is; otherwise the nearest.
+    #[must_use]
+    pub const fn forced_home(mut self, region: RegionId) -> Self {
+        self.forced_home = Some(region);
         self
     }
 

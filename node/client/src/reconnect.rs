@@ -205,6 +205,7 @@ impl ClientBuilder {
         let now = Instant::now();
         let driver = Driver {
             target,
+            forced_home: self.forced_home,
             login: self.login,
             tasks: tasks.clone(),
             cancel: cancel.clone(),
@@ -285,6 +286,7 @@ type Connecting = BoxFuture<'static, (Option<RegionId>, Result<Connection, Conne
 
 struct Driver {
     target: Target,
+    forced_home: Option<RegionId>,
     login: Login,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -498,7 +500,7 @@ impl Driver {
         }
         let scores = map.home_params.as_ref().and_then(|params| params.region_score.clone()).unwrap_or_default();
         let last_frame = |region: RegionId| self.heard.get(&region).map(|at| at.into_std());
-        let inputs = HomeInputs { scores: &scores, last_frame: &last_frame, forced: None };
+        let inputs = HomeInputs { scores: &scores, last_frame: &last_frame, forced: self.forced_home };
         let chosen = self.history.choose_home(report, &inputs, Instant::now().into_std());
         // Without any result: the old home, else any region, but always the same one.
         let usable = |region: &RegionId| find_region(map, *region).is_ok();

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use bytes::BytesMut;
 
 use super::decode_pieces;
+use crate::derp::admit::{AdmitAnswer, read_admit_answer};
 use crate::derp::decoder::Decoder;
 use crate::derp::encoder;
 use crate::derp::frame::Frame;
@@ -29,13 +30,14 @@ use crate::websocket::{self, Handshake};
 pub type Target = fn(&[u8]);
 
 /// All targets by name: `proto/fuzz/fuzz_targets/NAME.rs`, corpus in `proto/fuzz/corpus/NAME`.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("derp_server_frames", derp_server_frames),
     ("derp_client_frames", derp_client_frames),
     ("login", login),
     ("http_head", http_head),
     ("proxy_header", proxy_header),
     ("websocket", websocket),
+    ("admit_answer", admit_answer),
     ("stun", stun),
     ("link_frames", link_frames),
     ("derp_map", derp_map),
@@ -195,6 +197,17 @@ pub fn websocket(data: &[u8]) {
         Ok((stream, decoder.take_pong(), decoder.closed(), decoder.is_at_border()))
     };
     assert_eq!(strip(&cuts), strip(&[]), "a split changes the stream");
+}
+
+/// The answer of an admission URL as it arrives: who is not let in by a part of it is not let in by the whole. The first byte says how long
+/// the part is.
+pub fn admit_answer(data: &[u8]) {
+    let Some((len, answer)) = data.split_first() else {
+        return;
+    };
+    let (part, whole) = (read_admit_answer(&answer[..answer.len().min(usize::from(*len))]), read_admit_answer(answer));
+    let is_decided = part != AdmitAnswer::Incomplete;
+    assert!(!is_decided || part == AdmitAnswer::Allow || whole != AdmitAnswer::Allow, "{part:?} became {whole:?}");
 }
 
 /// STUN requests and answers: what is taken is answered, and answers read back.

@@ -15,9 +15,6 @@ use causeway_tests_integration::programs::repository;
 /// Set by `make soak`: what takes minutes by itself runs as well.
 const LONG_VARIABLE: &str = "CAUSEWAY_LONG_TESTS";
 
-/// Bulk transfers are about queues: no rate shall hold them back.
-const NO_RATE_LIMIT: &str = "limits.key_rate_bits_per_second=0";
-
 /// Builds the scenario runner; `None` where Go is missing.
 pub(crate) fn derp_go(into: &Path) -> anyhow::Result<Option<PathBuf>> {
     if !go::is_installed() {
@@ -41,7 +38,7 @@ async fn interop_stock_go_clients_and_mesh_peers_pass_every_scenario() -> anyhow
     let mesh_key_file = dir.path().join("derp-mesh.key");
     write_private(&mesh_key_file, &MeshKey::generate().expose_hex())?;
     let mesh_key = mesh_key_file.to_str().context("path")?;
-    let arguments = ["--regions", "2", "--nodes-per-region", "2", "--derp-mesh-key-file", mesh_key, "--set", NO_RATE_LIMIT];
+    let arguments = ["--regions", "2", "--nodes-per-region", "2", "--derp-mesh-key-file", mesh_key];
     let cluster = Cluster::start_with(&arguments.map(str::to_owned)).await?;
 
     let map_file = dir.path().join("map.json");
@@ -79,7 +76,7 @@ async fn prober_map(cluster: &Cluster) -> anyhow::Result<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn interop_the_stock_prober_finds_nothing_wrong_with_two_nodes_of_a_region() -> anyhow::Result<()> {
     let Some(derpprobe) = go::tailscale_program("derpprobe", Path::new(env!("CARGO_TARGET_TMPDIR")))? else { return Ok(()) };
-    let cluster = Cluster::start(1, 2, &[NO_RATE_LIMIT]).await?;
+    let cluster = Cluster::start(1, 2, &[]).await?;
     let map = prober_map(&cluster).await?;
     let size = if std::env::var_os(LONG_VARIABLE).is_some() { "100000000" } else { "1000000" };
     let mut command = tokio::process::Command::new(derpprobe);

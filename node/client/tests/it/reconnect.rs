@@ -179,6 +179,18 @@ async fn the_nearest_region_becomes_the_home() {
 }
 
 #[tokio::test]
+async fn a_forced_home_is_taken_although_it_is_far_unless_it_does_not_answer() {
+    let f = Fixture::new();
+    let (mut near, mut far, map) = near_and_far(&f).await;
+    let mut client = f.start(f.builder().nearest(Arc::clone(&map)).forced_home(RegionId(2)));
+    assert_eq!(connected(&mut client).await, (1, Some(RegionId(2))));
+    far.accept().await;
+    let mut client = f.start(f.builder().nearest(map).forced_home(RegionId(7)));
+    assert_eq!(connected(&mut client).await, (1, Some(RegionId(1))));
+    near.accept().await;
+}
+
+#[tokio::test]
 async fn a_much_nearer_region_is_connected_to_before_the_old_connection_ends() {
     let f = Fixture::new();
     let (mut first, mut second, map) = near_and_far(&f).await;

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use causeway_client::{ClientBuilder, Connection, Endpoint, Event, measure_regions};
+use causeway_client::{ClientBuilder, ConnectError, Connection, Endpoint, Event, WatchEvent, measure_regions};
 use causeway_proto::derp::frame::{PeerGoneReason, PresentFlags};
 use causeway_proto::derpmap::Node;
 use causeway_proto::id::RegionId;
@@ -142,7 +142,7 @@ impl Fixture {
         for _ in 0..50 {
             match builder.connect(&self.tasks, &self.cancel).await {
                 Ok(connection) => return (public, connection),
-                Err(causeway_client::ConnectError::Dial { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(ConnectError::Dial { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(error) => panic!("{error}"),
             }
         }
@@ -221,6 +221,40 @@ async fn a_stock_server_takes_the_client_as_mesh_peer() {
     mesh.sender().close_peer(&client_key).expect("queued");
     client.recv().await.expect_err("closed by the mesh peer");
     assert_eq!(next(&mut mesh).await, Event::PeerGone { peer: client_key, reason: PeerGoneReason::Disconnected });
+}
+
+#[tokio::test]
+async fn the_clients_of_a_stock_server_are_watched_until_it_goes() {
+    let Some(mut f) = Fixture::new() else { return };
+    let (client_key, client) = f.connect(|b| b).await;
+    let watcher = NodePrivate::generate();
+    let builder = ClientBuilder::new(watcher.clone()).trust(f.derper.ca.trust()).endpoint(f.derper.endpoint()).preferred(false);
+    let mut watch = builder.mesh_key(f.mesh_key.clone()).can_ack_pings(false).watch(&f.tasks, &f.cancel).unwrap();
+    let mut next = async || timeout(Duration::from_secs(10), watch.recv()).await.expect("an event").expect("watching");
+    assert!(matches!(next().await, WatchEvent::Connected { info, .. } if info.server_key == client.info().server_key));
+    let mut present = Vec::new();
+    for _ in 0..2 {
+        let WatchEvent::Present { peer, .. } = next().await else { panic!("nobody present") };
+        present.push(peer);
+    }
+    assert!(present.contains(&client_key) && present.contains(&watcher.public()), "{present:?}");
+    drop(client);
+    let gone = |event, peer, why| matches!(event, WatchEvent::Gone { peer: p, reason } if (p, reason) == (peer, why));
+    assert!(gone(next().await, client_key, PeerGoneReason::Disconnected));
+    f.derper.process.kill().unwrap();
+    assert!(matches!(next().await, WatchEvent::Failed { .. }));
+    assert!(gone(next().await, watcher.public(), PeerGoneReason::MeshConnectionBroke));
+}
+
+#[tokio::test]
+async fn a_stock_server_is_known_by_its_key() {
+    let Some(f) = Fixture::new() else { return };
+    let (_, first) = f.connect(|b| b).await;
+    let (_, again) = f.connect(|b| b.server_key(first.info().server_key)).await;
+    assert!(again.info().fast_start);
+    let builder = ClientBuilder::new(NodePrivate::generate()).trust(f.derper.ca.trust()).endpoint(f.derper.endpoint());
+    let wrong = builder.server_key(NodePrivate::generate().public()).connect(&f.tasks, &f.cancel).await;
+    assert!(matches!(wrong, Err(ConnectError::Handshake { .. })), "{wrong:?}");
 }
 
 #[tokio::test]
