@@ -98,8 +98,9 @@ impl Default for ClientLimits {
     }
 }
 
-/// Default of [`ClientLimits::connections_per_key`].
-pub const CONNECTIONS_PER_KEY: usize = 4;
+/// Default of [`ClientLimits::connections_per_key`]: a stock client that reaches one node only has a connection to it for each home region
+/// of its peers, and none of them may end another (`stock-clients.md` section 2).
+pub const CONNECTIONS_PER_KEY: usize = 16;
 
 impl std::fmt::Debug for RegistryParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -106,8 +106,9 @@ fn home_follows_note_preferred_and_is_idempotent() {
 }
 
 #[test]
-fn the_last_writer_is_active_and_a_fifth_connection_ends_the_oldest() {
+fn the_last_writer_is_active_and_one_connection_too_many_ends_the_oldest() {
     let (registry, _) = registry();
+    registry.set_limits(ClientLimits { connections_per_key: 4, ..ClientLimits::default() });
     let connections: Vec<Registration> = (0..4).map(|_| register(&registry, facts(1))).collect();
     registry.note_frame(connections[0].connection());
     assert_eq!(active(&registry, 1), Some(connections[0].connection().id));

@@ -1,6 +1,7 @@
 //! Several connections of one key on one node (`derp.md` section 7, `stock-clients.md` section 2), and what stock servers get wrong.
 
 use super::*;
+use crate::clients::CONNECTIONS_PER_KEY;
 
 /// What a stock client's connections to one node may see beside packets.
 fn is_keep_alive(frame: &Frame) -> bool {
@@ -45,14 +46,13 @@ async fn home_side_and_substitute_connections_of_a_stock_client_live_side_by_sid
     let node = TestNode::start().await;
     let mut peer = node.connect(&NodePrivate::generate(), None, true).await;
     let key = NodePrivate::generate();
-    let mut connections = [
-        node.connect(&key, None, true).await,
-        node.connect(&key, None, false).await,
-        node.connect(&key, Some("b-1"), false).await,
-    ];
+    let mut connections = vec![node.connect(&key, None, true).await, node.connect(&key, None, false).await];
+    for region in 0..CONNECTIONS_PER_KEY - 2 {
+        connections.push(node.connect(&key, Some(&format!("r{region}-1")), false).await);
+    }
     let started = tokio::time::Instant::now();
     for round in 0..3_000u32 {
-        let writer = round as usize * 7 % 3;
+        let writer = round as usize * 7 % CONNECTIONS_PER_KEY;
         let payload = Bytes::copy_from_slice(&round.to_be_bytes());
         connections[writer].send_packet(peer.key, payload.clone()).await;
         let heard = Frame::RecvPacket { src: key.public(), payload: payload.clone() };
@@ -68,7 +68,7 @@ async fn home_side_and_substitute_connections_of_a_stock_client_live_side_by_sid
         connection.send(&Frame::Ping { data: [2; 8] }).await;
         assert_eq!(connection.next_but_keep_alive().await, Some(Frame::Pong { data: [2; 8] }));
     }
-    assert_eq!(node.registered(&key.public()), 3);
+    assert_eq!(node.registered(&key.public()), CONNECTIONS_PER_KEY);
     let registry = &node.server.parts.registry;
     assert_eq!((registry.home_connections(), registry.metrics().clone_alarms_raised()), (2, 0));
     assert_eq!(node.server.metrics.ended_for("closed"), 0);
