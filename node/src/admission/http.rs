@@ -29,6 +29,9 @@ use crate::lifecycle::tasks::Tasks;
 const IDLE_CONNECTIONS_MAX: usize = 8;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Time to connect, divided among the addresses of a name: one that is silent must leave time for the next.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Where a question goes.
 #[derive(Clone)]
 pub(super) enum Transport {
@@ -52,6 +55,7 @@ impl HttpClient {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let mut builder = Client::builder(Executor { runtime, tasks });
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_CONNECTIONS_MAX);
         Self { client: builder.build(Connector { transport, tcp }) }
