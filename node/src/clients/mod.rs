@@ -4,6 +4,7 @@ mod behind_derpers;
 mod clones;
 pub mod connection;
 pub mod events;
+pub mod limits;
 pub mod metrics;
 pub mod pace;
 pub mod peer_gone;
@@ -14,6 +15,7 @@ pub mod traffic;
 mod watchers;
 
 pub use connection::{ClientConnection, ClientFacts, CloseReason};
+pub use limits::{CONNECTIONS_PER_KEY, ClientLimits};
 pub use pace::Rates;
-pub use registry::{CONNECTIONS_PER_KEY, ClientLimits, RegisterError, Registration, Registry, RegistryParts};
+pub use registry::{RegisterError, Registration, Registry, RegistryParts};
 pub use watchers::{ELSEWHERE_MAX, TooManyWatchers, WATCHERS_MAX};

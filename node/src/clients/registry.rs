@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::behind_derpers::BehindDerpers;
 use super::connection::{ClientConnection, ClientFacts};
+use super::limits::ClientLimits;
 use super::metrics::ClientMetrics;
-use super::pace::{KeyBucket, Pace, Rates};
+use super::pace::{KeyBucket, Pace};
 use super::peer_gone::PeerGoneIndex;
 use super::proven::Proof;
 use super::set::ClientSet;
@@ -31,7 +32,7 @@ use super::traffic::Traffic;
 use super::watchers::{Elsewhere, TooManyWatchers, Watchers};
 use crate::config::Announce;
 use crate::forward::accounting::DeliveredTo;
-use crate::pump::lanes::{LaneLimits, Outbox, PumpShared};
+use crate::pump::lanes::{Outbox, PumpShared};
 
 /// Locks of the writers' side.
 const SHARDS: usize = 64;
@@ -80,27 +81,6 @@ pub struct RegistryParts {
     /// Whose clients stock derpers are told of beside those connected here.
     pub announce: Announce,
 }
-
-/// What one client may use.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientLimits {
-    /// Bounds of one connection's lanes.
-    pub lanes: LaneLimits,
-    /// Connections one key may have; when one more comes, the one that has been inactive longest is closed.
-    pub connections_per_key: usize,
-    /// How fast clients may send.
-    pub rates: Rates,
-}
-
-impl Default for ClientLimits {
-    fn default() -> Self {
-        Self { lanes: LaneLimits::CLIENT, connections_per_key: CONNECTIONS_PER_KEY, rates: Rates::default() }
-    }
-}
-
-/// Default of [`ClientLimits::connections_per_key`]: a stock client that reaches one node only has a connection to it for each home region
-/// of its peers, and none of them may end another (`stock-clients.md` section 2).
-pub const CONNECTIONS_PER_KEY: usize = 16;
 
 impl std::fmt::Debug for RegistryParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -9,6 +9,8 @@ use causeway_proto::id::{BootId, Epoch, NodeId, RegionId};
 use causeway_proto::presence::PresenceKey;
 
 use super::super::connection::CloseReason;
+use super::super::limits::CONNECTIONS_PER_KEY;
+use super::super::pace::Rates;
 use super::super::peer_gone::{TRACKED_PEERS_MAX, TrackedPeers};
 use super::*;
 use crate::limits::bucket::Rate;
