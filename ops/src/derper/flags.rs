@@ -249,6 +249,35 @@ mod tests {
         }
     }
 
+    /// The rows of a table of the page for people: what is mapped, and to what.
+    fn rows(heading: &str) -> Vec<(&'static str, &'static str)> {
+        const PAGE: &str = include_str!("../../../docs/operations/from-derper.md");
+        let table = PAGE.split(heading).nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the page has the table");
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | ")).collect()
+    }
+
+    #[test]
+    fn the_page_has_a_row_for_every_flag_and_variable_and_names_only_fields_that_exist() {
+        const EXAMPLE: &str = include_str!("../../../node/config.example.toml");
+        let (flags, variables) = (rows("\n## Flags\n"), rows("\n## Environment variables\n"));
+        let names: Vec<&str> = flags.iter().filter_map(|(name, _)| name.strip_prefix('-')).collect();
+        assert_eq!(names, FLAGS.map(|flag| flag.name), "the flags, in order");
+        assert_eq!(variables.iter().map(|(name, _)| *name).collect::<Vec<_>>(), VARIABLES, "the variables, in order");
+        let mut fields = 0;
+        for (name, said) in flags.iter().chain(&variables) {
+            let quoted = said.split('`').skip(1).step_by(2);
+            let paths = quoted.filter_map(|word| word.split([' ', '=']).next()).filter_map(|word| word.split_once('.'));
+            for (section, field) in paths {
+                let body = EXAMPLE.split(&format!("\n[{section}]\n")).nth(1).and_then(|rest| rest.split("\n[").next());
+                let is_there = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{field} = "));
+                let is_section = EXAMPLE.contains(&format!("[{section}.{field}]"));
+                assert!(is_section || body.is_some_and(|body| body.lines().any(is_there)), "{name}: no field {section}.{field}");
+                fields += 1;
+            }
+        }
+        assert!(fields > 25, "{fields}");
+    }
+
     #[test]
     fn times_and_numbers_of_go() {
         for (text, ms) in [("10m0s", 600_000), ("15s", 15_000), ("1.5s", 1_500), ("1h2m3s", 3_723_000), ("250ms", 250), ("0", 0)]
