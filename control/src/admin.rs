@@ -5,6 +5,7 @@ use std::sync::Arc;
 use causeway_proto::id::{Epoch, NodeId};
 use causeway_proto::presence::{ClaimKind, PresenceKey, Rank};
 use causeway_rpc::v1;
+use causeway_rpc::v1::change_request::Change;
 
 use crate::error::AdminError;
 use crate::fleet::{CALL_TIMEOUT, Fleet, PROPOSE_TIMEOUT, init_cluster, within};
@@ -110,7 +111,7 @@ impl Admin {
     pub async fn evict(&self, node: &str) -> Result<NodeId, AdminError> {
         let nodes = self.fleet.directory.nodes();
         let id = nodes.find(node).ok_or_else(|| AdminError::NotFound(format!("node `{node}` is not known")))?.id();
-        self.fleet.evict(id).await.map(|()| id)
+        self.fleet.change(Change::EvictNode(id.0)).await.map(|()| id)
     }
 }
 

@@ -423,7 +423,7 @@ pub enum DerpmapCommand {
     Show,
     /// Prints how the map is made, in the form that `derpmap apply` takes.
     Settings,
-    /// Changes how the map is made, for the whole fleet; ask the leader. Says which regions that edits, and checks the new map.
+    /// Changes how the map is made, for the whole fleet; ask a voter. Says which regions that edits, and checks the new map.
     Apply {
         /// The settings, TOML (`docs/operations/derp-map.md`); `-` is standard input. What it leaves out gets its default.
         file: PathBuf,

@@ -3,14 +3,14 @@
 use causeway_proto::derpmap::DerpMap;
 use causeway_proto::id::RegionId;
 use causeway_rpc::v1;
+use causeway_rpc::v1::change_request::Change;
 
 use super::build::{build, without_balancer};
 use super::settings;
 use crate::admin::Admin;
 use crate::error::AdminError;
-use crate::raft::NotDone;
+use crate::fleet::change::command;
 use crate::raft::fleet_state::FleetState;
-use crate::raft::types::{Command, Reply};
 
 impl Admin {
     /// How the DERP map is made.
@@ -22,35 +22,26 @@ impl Admin {
     /// Replaces how the DERP map is made, unless `dry_run`; tells what that edits, as this node sees the fleet.
     ///
     /// # Errors
-    /// [`AdminError::Invalid`] naming the field; [`AdminError::Unavailable`] names the leader if this node does not lead.
+    /// [`AdminError::Invalid`] naming the field; [`AdminError::Unavailable`] names the voters if this node is none.
     pub async fn set_derp_map(
         &self,
         new: v1::DerpMapSettings,
         dry_run: bool,
     ) -> Result<v1::SetDerpMapSettingsResponse, AdminError> {
         settings::check(&new).map_err(AdminError::Invalid)?;
-        let change = v1::raft_command::Command::SetDerpMap(v1::SetDerpMap { settings: Some(new) });
+        let change = Change::DerpMap(new);
         let before = self.fleet.consensus.machine().read(|state| state.fleet.clone());
         let mut after = before.clone();
-        after.apply(change.clone(), |_| false);
+        after.apply(command(change.clone()), |_| false);
         if let Some(region) = without_balancer(&after.derp_map, &after.nodes).first() {
             let problem = "is missing: a balanced region is listed by its balancer's host_name";
             return Err(AdminError::Invalid(format!("regions.{region}.balancer: {problem}")));
         }
         let answer = tell(&before, &after)?;
-        if dry_run {
-            return Ok(answer);
+        if !dry_run {
+            self.fleet.change(change).await?;
         }
-        match self.fleet.consensus.propose(Command::new(change)).await {
-            Ok(Reply::Refused(reason)) => Err(AdminError::Invalid(reason)),
-            Ok(_) => Ok(answer),
-            Err(NotDone::Forward(Some(leader))) => {
-                let name = self.fleet.name_of(leader);
-                Err(AdminError::Unavailable(format!("only the leader changes the DERP map: ask {name}")))
-            }
-            Err(NotDone::TimedOut) => Err(AdminError::TimedOut("the change was not committed in time; ask again".to_owned())),
-            Err(error) => Err(AdminError::Unavailable(error.to_string())),
-        }
+        Ok(answer)
     }
 }
 

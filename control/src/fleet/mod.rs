@@ -2,7 +2,7 @@
 //! share.
 
 mod bootstrap;
-mod evict;
+pub(crate) mod change;
 mod heartbeat;
 mod join;
 mod membership;

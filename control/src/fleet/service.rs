@@ -9,7 +9,7 @@ use causeway_rpc::v1::fleet_server::{Fleet as FleetApi, FleetServer};
 use causeway_rpc::{convert, v1};
 use tonic::{Code, Request, Response, Status};
 
-use super::evict::Proposed;
+use super::change::Proposed;
 use super::join::clock_difference;
 use super::proposer::BATCH_BYTES_MAX;
 use super::{Fleet, Incarnation, now};
@@ -216,16 +216,17 @@ impl FleetApi for FleetService {
         self.fleet.form(request.into_inner()).await.map(Response::new)
     }
 
-    async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictResponse>, Status> {
+    async fn change(&self, request: Request<v1::ChangeRequest>) -> Result<Response<v1::ChangeResponse>, Status> {
         let peer = self.identity_of(&request)?;
         if !self.fleet.is_voter(peer.node_id) {
-            let status = Status::permission_denied("only voters pass evictions on");
+            let status = Status::permission_denied("only voters pass changes on");
             return Err(self.refused.count(CallRefused::NotAllowed, status));
         }
-        let node = NodeId(request.into_inner().node_id);
-        tracing::info!(%node, by = %peer.node_id, "a voter passes an eviction on");
-        match self.fleet.propose_eviction(node).await? {
-            Proposed::Done => Ok(Response::new(v1::EvictResponse {})),
+        let malformed = || self.refused.count(CallRefused::Malformed, Status::invalid_argument("field change: must be set"));
+        let change = request.into_inner().change.ok_or_else(malformed)?;
+        tracing::info!(?change, by = %peer.node_id, "a voter passes an operator's change on");
+        match self.fleet.propose_change(change).await? {
+            Proposed::Done => Ok(Response::new(v1::ChangeResponse {})),
             Proposed::NotLeader(_) => Err(Status::unavailable("it does not lead any more: ask again")),
         }
     }

@@ -18,6 +18,7 @@ use crate::derp::info::{ClientInfo, ServerInfo};
 use crate::derp::seal::BoxKey;
 use crate::derp::upgrade::{RequestHead, ResponseHead};
 use crate::derpmap::DerpMap;
+use crate::derpmap::lint::{Level, lint};
 use crate::key::{NodePrivate, NodePublic};
 use crate::limits::{HTTP_HEAD_LEN_MAX, HTTP_HEADERS_MAX, PROXY_V1_LEN_MAX, PROXY_V2_BODY_LEN_MAX};
 use crate::link::frame::{LinkDecoder, LinkFrame, encode as encode_link};
@@ -227,10 +228,12 @@ pub fn stun(data: &[u8]) {
     }
 }
 
-/// A DERP map: what is read is written and read alike.
+/// A DERP map: what is read is written and read alike, and the linter misses nothing that validation refuses.
 pub fn derp_map(data: &[u8]) {
+    let faulty = lint(data).iter().any(|finding| finding.level != Level::Note);
     if let Ok(map) = DerpMap::from_json(data) {
         let valid = map.validate();
+        assert!(faulty || valid.is_ok(), "the linter must find what validation does");
         let again = DerpMap::from_json(&map.to_json()).expect("what we write is JSON");
         assert_eq!(again.validate(), valid);
         assert_eq!(again.to_json(), map.to_json());

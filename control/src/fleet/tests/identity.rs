@@ -1,5 +1,7 @@
 //! Nodes that are evicted, copied, restored or slandered.
 
+use causeway_rpc::v1::change_request::Change;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -36,10 +38,20 @@ async fn eviction_cuts_what_is_open_to_the_evicted_node() {
     assert!(["does not vote", "node `a1`", "node `b1`", "node `d1`"].iter().all(|part| refused.contains(part)), "{refused}");
     let leader = NodeId(nodes[0].cluster().leader);
     let to_leader = nodes[2].handles.peers.channel(leader, crate::ChannelUse::Fleet).unwrap();
-    let evict = v1::EvictRequest { node_id: nodes[1].id().0 };
-    let refused = crate::fleet::fleet_client(to_leader).evict(evict).await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    let settings = v1::DerpMapSettings { grace_s: 60, ..Default::default() };
+    for change in [Change::EvictNode(nodes[1].id().0), Change::DerpMap(settings.clone())] {
+        let change = v1::ChangeRequest { change: Some(change) };
+        let refused = crate::fleet::fleet_client(to_leader.clone()).change(change).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    }
+    assert!(nodes[2].handles.admin.set_derp_map(settings.clone(), false).await.is_err(), "nor what clients are told");
+    nodes[2].handles.admin.set_derp_map(settings.clone(), true).await.unwrap();
     let other_voter = nodes.iter().find(|node| ![leader, nodes[2].id()].contains(&node.id())).unwrap();
+    other_voter.handles.admin.set_derp_map(settings.clone(), false).await.unwrap();
+    eventually("the settings at every node", async || {
+        nodes.iter().all(|node| node.handles.admin.derp_map_settings() == settings)
+    })
+    .await;
     other_voter.handles.admin.evict("c1").await.unwrap();
     let ended = async { while let Ok(Some(_)) = open.message().await {} };
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the open stream is cut within 5 s");
