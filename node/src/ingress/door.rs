@@ -214,7 +214,7 @@ impl Doors {
             }
             match door {
                 Door::Derp => self.serve_tls(socket, remote, entry).await,
-                Door::Plain | Door::Metrics => self.serve_http(Door::Plain, socket, remote, entry).await,
+                Door::Plain | Door::Metrics => self.serve_http(Door::Plain, Box::new(socket), remote, entry).await,
             }
         };
         tokio::select! {
@@ -265,7 +265,7 @@ impl Doors {
             Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ACME_TLS) => Ok(()),
             Ok(Ok(stream)) => {
                 let _active = self.parts.metrics.tls_connection(version_label(stream.get_ref().1.protocol_version()));
-                self.serve_http(Door::Derp, stream, remote, entry).await
+                self.serve_http(Door::Derp, Box::new(stream), remote, entry).await
             }
             Ok(Err(error)) => {
                 tracing::debug!(%remote, %error, "TLS handshake failed");
@@ -275,10 +275,7 @@ impl Doors {
         }
     }
 
-    async fn serve_http<Io>(&self, door: Door, io: Io, remote: SocketAddr, entry: Entry) -> Result<(), &'static str>
-    where
-        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn serve_http(&self, door: Door, io: AnyStream, remote: SocketAddr, entry: Entry) -> Result<(), &'static str> {
         match http::serve(io, door, &self.parts.site, remote, entry.deadline()).await {
             Ended::Closed(None) => Ok(()),
             Ended::Closed(Some(reason)) => Err(reason),
@@ -294,9 +291,9 @@ impl Doors {
                 let opening = if head.fast_start() { Opening::FastStart } else { Opening::Upgrade };
                 let upgraded = UpgradedStream { io, buffered, remote: client, opening, ideal_node, permit };
                 match websocket {
-                    Some(handshake) => self.serve_websocket(&handshake, upgraded).await,
+                    Some(handshake) => Box::pin(self.serve_websocket(&handshake, upgraded)).await,
                     None => {
-                        self.parts.derp.serve(upgraded).await;
+                        Box::pin(self.parts.derp.serve(upgraded)).await;
                         Ok(())
                     }
                 }
@@ -304,10 +301,7 @@ impl Doors {
         }
     }
 
-    async fn serve_websocket<Io>(&self, handshake: &Handshake, upgraded: UpgradedStream<Io>) -> Result<(), &'static str>
-    where
-        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn serve_websocket(&self, handshake: &Handshake, upgraded: UpgradedStream<AnyStream>) -> Result<(), &'static str> {
         let UpgradedStream { mut io, buffered, remote, ideal_node, permit, .. } = upgraded;
         let answer = async {
             io.write_all(websocket::switching_protocols(handshake).as_bytes()).await?;
@@ -318,7 +312,7 @@ impl Doors {
         if !handshake.speaks_derp {
             return Err("websocket_subprotocol");
         }
-        let io = WebSocketStream::new(io, buffered).map_err(|_| "websocket_protocol")?;
+        let io: AnyStream = Box::new(WebSocketStream::new(io, buffered).map_err(|_| "websocket_protocol")?);
         let opening = Opening::WebSocket;
         self.parts.derp.serve(UpgradedStream { io, buffered: BytesMut::new(), remote, opening, ideal_node, permit }).await;
         Ok(())
@@ -336,7 +330,7 @@ impl Doors {
             let by = Instant::now() + METRICS_CONNECTION_DEADLINE;
             tokio::select! {
                 () = doors.parts.tasks.cancel.cancelled() => {}
-                ended = http::serve(socket, Door::Metrics, &doors.parts.site, remote, by) => match ended {
+                ended = http::serve(Box::new(socket) as AnyStream, Door::Metrics, &doors.parts.site, remote, by) => match ended {
                     Ended::Closed(Some(reason)) => doors.parts.metrics.refused(Door::Metrics.label(), reason),
                     Ended::Closed(None) | Ended::Derp { .. } => {}
                 },
@@ -354,3 +348,9 @@ const fn version_label(version: Option<ProtocolVersion>) -> &'static str {
         _ => "unknown",
     }
 }
+
+/// TLS, plain or WebSocket: one type for what follows. Generic over them, this crate takes eight minutes to compile.
+type AnyStream = Box<dyn Stream>;
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<Io: AsyncRead + AsyncWrite + Unpin + Send> Stream for Io {}
