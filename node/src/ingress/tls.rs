@@ -1,8 +1,8 @@
 //! TLS of the DERP door: a certificate from files, reloaded when they change, from an ACME directory, or self-signed and pinned; the
 //! MetaCert last in every chain.
 //!
-//! [`files`] reads and writes PEM, [`mint`] makes what the node signs itself, [`acme`] asks a directory, [`challenges`] is what
-//! the doors answer that directory with, [`expiry`] watches the dates.
+//! `files` reads and writes PEM, `mint` makes what the node signs itself, `acme` asks a directory, `challenges` is what
+//! the doors answer that directory with, `expiry` watches the dates.
 
 mod acme;
 pub mod challenges;

@@ -122,6 +122,8 @@ async fn roles_decide_on_the_tls_port_and_strangers_get_nothing() {
         [uid.as_str(), "init_cluster", "done", "operator_ca=given"],
         ["certificate \"somebody\" from 127.0.0.1", "InitCluster", "denied", "audit"],
         ["certificate \"somebody\" from 127.0.0.1", "init_cluster", "done", "operator_ca=given"],
+        ["certificate \"somebody\" from 127.0.0.1", "SetDerpMapSettings", "denied", "audit"],
+        ["certificate \"somebody\" from 127.0.0.1", "set_derp_map_settings", "done", "grace_s: 60"],
     ];
     assert_eq!(audit.len(), wanted.len(), "{audit:#?}");
     for (line, words) in audit.iter().zip(wanted) {
