@@ -26,8 +26,8 @@ demo: ## Brings up three regions of two nodes, sends packets across them, kills 
 .PHONY: test
 test: ## Runs every test: unit, property, simulation, whole fleets with real processes, Terraform
 	mkdir -p $(TARGET_DIR)
-	# Builds the programs as well: the packages of both have tests that run them.
-	status=0; $(CARGO) test --workspace --no-fail-fast 2>&1 | tee $(TARGET_DIR)/test.log || status=$$?
+	# Builds the programs as well, for their packages have tests that run them; building them apart would build everything twice.
+	status=0; CAUSEWAY_BIN_DIR=$(abspath $(TARGET_DIR))/debug $(CARGO) test --workspace --no-fail-fast 2>&1 | tee $(TARGET_DIR)/test.log || status=$$?
 	.ci/totals $(TARGET_DIR)/test.log || status=1
 	$(MAKE) --no-print-directory terraform-test || status=1
 	exit $$status
