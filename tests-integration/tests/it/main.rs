@@ -4,7 +4,6 @@
 
 mod bad_bytes;
 mod boundaries;
-mod clones;
 mod demo;
 mod derp;
 mod derp_mesh;
