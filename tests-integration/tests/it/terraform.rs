@@ -201,8 +201,9 @@ async fn a_local_fleet_is_applied_unchanged_by_a_second_plan_and_destroyed_witho
 
     workspace.succeed(&["destroy", "-auto-approve", "-input=false", "-no-color", "-parallelism=20"])?;
     for pid in restarted.values() {
-        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        ensure!(comm.trim() != "causewayd", "process {pid} still runs");
+        // Ended, but perhaps not yet collected by its parent.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        ensure!(!stat.contains("(causewayd)") || stat.contains(") Z "), "process {pid} still runs");
     }
     ensure!(!workspace.state_dir().exists(), "files are left in {}", workspace.state_dir().display());
     Ok(())
