@@ -201,8 +201,19 @@ pub async fn connect(target: &Target, timeout: Duration) -> Result<Operator, Fai
             (endpoint.connect_with_connector(connector).await, place)
         }
     };
-    let channel = channel.map_err(|error| Failure::Unreachable(format!("no node answers at {place}: {}", innermost(&error))))?;
-    Ok(OperatorClient::new(channel))
+    match channel {
+        Ok(channel) => Ok(OperatorClient::new(channel)),
+        Err(error) if is_broken(innermost(&error)) => Err(Failure::broken_connection(&error)),
+        Err(error) => Err(Failure::Unreachable(format!("no node answers at {place}: {}", innermost(&error)))),
+    }
+}
+
+/// Whether something answered at first and then ended the connection.
+fn is_broken(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset))
 }
 
 fn client_config(cert: &Path, key: &Path, ca: &Path) -> anyhow::Result<ClientConfig> {

@@ -63,14 +63,25 @@ pub fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'stat
     std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error)
 }
 
+impl Failure {
+    /// The connection to a node ended before the answer: the node ended, or refuses our certificate, which it does after the
+    /// handshake of TLS 1.3 is over for us.
+    #[must_use]
+    pub fn broken_connection(error: &(dyn Error + 'static)) -> Self {
+        // Its alert is lost where the node's end was reset before we read it, so say what it may be.
+        let hint = "over --endpoint, a node that refuses the certificate ends it like this";
+        Self::Unreachable(format!("the connection broke ({hint}): {}", innermost(error)))
+    }
+}
+
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         let message = status.message().to_owned();
-        // The connection itself broke: a node that ended, or that refuses our certificate after the handshake.
-        if let (tonic::Code::Unknown | tonic::Code::Unavailable, Some(source)) = (status.code(), status.source()) {
-            // Its alert is lost where the node's end was reset before we read it, so say what it may be.
-            let hint = "over --endpoint, a node that refuses the certificate ends it like this";
-            return Self::Unreachable(format!("the connection broke ({hint}): {}", innermost(source)));
+        // Only a status made on this side has a source: the node never answered.
+        if let Some(source) = status.source()
+            && !innermost(source).is::<tonic::TimeoutExpired>()
+        {
+            return Self::broken_connection(source);
         }
         match status.code() {
             tonic::Code::NotFound => Self::NotFound(message),
