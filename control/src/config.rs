@@ -1,6 +1,5 @@
 //! What the control plane is started with.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,7 +9,7 @@ use causeway_rpc::v1;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::discovery::DnsName;
+use crate::discovery::Seeds;
 
 /// Timing of Raft elections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,19 +19,6 @@ pub enum RaftProfile {
     Wan,
     /// One site: a new leader within 3 s.
     Lan,
-}
-
-/// Where a node looks for others until the fleet's own records tell it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seeds {
-    /// HOST:PORT of mesh ports.
-    pub static_list: Vec<String>,
-    /// A file with a JSON list of HOST:PORT, read again when it changes.
-    pub file: Option<PathBuf>,
-    /// Names that stand for mesh ports.
-    pub dns: Vec<DnsName>,
-    /// Where these are asked for; empty: as the system is configured.
-    pub dns_servers: Vec<SocketAddr>,
 }
 
 /// A node's settings of the control plane.

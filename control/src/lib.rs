@@ -33,9 +33,9 @@ use tokio::sync;
 use tonic::service::Routes;
 
 pub use admin::{Admin, CommittedClaim};
-pub use config::{Config, Deps, RaftProfile, Seeds, Tracing, WallClock};
+pub use config::{Config, Deps, RaftProfile, Tracing, WallClock};
 pub use derpmap::build::entry as derp_map_entry;
-pub use discovery::{NodeEntry, NodeSet};
+pub use discovery::{NodeEntry, NodeSet, Seeds};
 pub use error::{AdminError, Fatal, StartError};
 pub use identity::{Alpn, MeshStream, MeshTls, MeshTlsError, PeerIdentity};
 pub use metrics::ControlMetrics;

@@ -50,7 +50,7 @@ impl ControlPlane {
         let peers = PeerChannels::new(Arc::clone(&mesh_tls), directory.subscribe(), deps.tracing);
 
         let discovery = DiscoveryMetrics::default();
-        let mut sources = sources(&config.seeds, &discovery, &deps).await;
+        let mut sources = sources(&config.seeds, &discovery, &deps.tracker, &deps.cancel).await;
         let mut seeds: BTreeSet<String> = sources.iter_mut().flat_map(|source| source.seeds()).collect();
         seeds.remove(&own.record.mesh_addr);
         let seen = fleet::first_contact(seeds, &own, &deps.clock, &peers, &directory).await?;

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection::Connection;
-use crate::dial::{Endpoint, Route};
+use crate::dial::Route;
+use crate::endpoint::Endpoint;
 use crate::error::{ConfigError, ConnectError};
 use crate::login::{CONNECT_TIMEOUT, LoggedIn, Login, log_in};
 use crate::proxy::Proxy;

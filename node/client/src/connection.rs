@@ -3,10 +3,9 @@
 //! The sender side may be cloned; a writer task owns the socket's write half. The receiver decodes in the caller's task: without a task
 //! that calls [`Receiver::recv`], pings are not answered and a dead connection is not noticed.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,17 +16,18 @@ use causeway_proto::derp::handshake::client::ClientSession;
 use causeway_proto::derp::info::ServerInfo;
 use causeway_proto::key::NodePublic;
 use tokio::io::{AsyncReadExt, ReadHalf};
-use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::dial::{Endpoint, Transport};
-use crate::error::{ConnectError, ConnectionError, SendError};
+use crate::endpoint::Endpoint;
+use crate::error::{ConnectError, ConnectionError};
 use crate::login::{LoggedIn, Login, is_hang_up, log_in};
-use crate::outbox::{Outbox, Refused};
+use crate::outbox::Outbox;
 use crate::rate::TokenBucket;
 use crate::sender::{Sender, write_batches};
+use crate::shared::{ConnectionInfo, Shared};
+use crate::transport::Transport;
 
 /// A connection on which not a byte came for so long is dead; servers send a keep-alive at least every 65 s.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(120);
@@ -91,23 +91,6 @@ pub enum Event {
     },
     /// The server changed what it said at login. Its rate is obeyed already.
     ServerInfo(ServerInfo),
-}
-
-/// What is known of an established connection.
-#[derive(Clone, Debug)]
-pub struct ConnectionInfo {
-    /// The node's name in the map, or the address that was dialled.
-    pub node: String,
-    /// The server's address, or the proxy's.
-    pub remote_addr: SocketAddr,
-    /// Ours.
-    pub local_addr: SocketAddr,
-    /// The server's key.
-    pub server_key: NodePublic,
-    /// The server's key was known or came from the TLS handshake, which saved a round trip (`derp.md` section 4.3).
-    pub fast_start: bool,
-    /// What the server answered to the login.
-    pub server_info: ServerInfo,
 }
 
 /// One established DERP connection.
@@ -195,45 +178,6 @@ fn limit_of(info: &ServerInfo) -> Option<TokenBucket> {
     let rate = u64::try_from(info.token_bucket_bytes_per_second).unwrap_or(0);
     let burst = u64::try_from(info.token_bucket_bytes_burst).unwrap_or(0);
     TokenBucket::new(rate, burst, Instant::now().into_std())
-}
-
-/// Pings of ours that wait for their pong; at most [`causeway_proto::derp::ping::PINGS_OUTSTANDING_MAX`].
-type Pings = HashMap<PingData, oneshot::Sender<()>>;
-
-/// What the two sides and the writer of a connection share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) outbox: Outbox,
-    pub(crate) pings: Mutex<Pings>,
-    /// Packets dropped because the server announced a rate.
-    pub(crate) rate_limited: AtomicU64,
-    pub(crate) is_mesh_peer: bool,
-    /// Cancelled when the connection is over, or when whoever started it wants it to be.
-    pub(crate) over: CancellationToken,
-    /// Cancelled when the writer has ended.
-    pub(crate) drained: CancellationToken,
-    pub(crate) info: ConnectionInfo,
-}
-
-impl Shared {
-    /// Ends the connection; the first reason stays, and is returned.
-    pub(crate) fn end(&self, error: ConnectionError) -> Arc<ConnectionError> {
-        let reason = self.outbox.close(Arc::new(error));
-        self.over.cancel();
-        self.pings.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        reason
-    }
-
-    pub(crate) fn refused(&self, refused: &Refused) -> SendError {
-        match refused {
-            Refused::Full => SendError::Full,
-            Refused::OverRate => {
-                self.rate_limited.fetch_add(1, Ordering::Relaxed);
-                SendError::RateLimited
-            }
-            Refused::Closed => SendError::Closed(self.outbox.closed().unwrap_or_else(|| Arc::new(ConnectionError::ClosedByUs))),
-        }
-    }
 }
 
 /// The receiving side of a connection. Dropping it closes the connection.

@@ -8,10 +8,12 @@ use causeway_proto::limits::DERP_MAP_LEN_MAX;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use crate::dial::{Endpoint, Route, Transport};
+use crate::dial::Route;
+use crate::endpoint::Endpoint;
 use crate::error::{ConnectError, MapError, Phase};
 use crate::http;
 use crate::tls::Trust;
+use crate::transport::Transport;
 
 /// Time for fetching a map.
 pub const MAP_TIMEOUT: Duration = Duration::from_secs(10);

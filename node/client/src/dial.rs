@@ -1,26 +1,21 @@
-//! From a node's name to a byte stream: addresses, TCP over both families, TLS.
+//! From a server's endpoint to a stream: addresses, TCP over both families, the proxy in between.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::str::FromStr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use std::{fmt, io};
 
-use causeway_proto::derp::meta_cert::MetaCert;
-use causeway_proto::derpmap::{DERP_PORT_DEFAULT, Node, NodeAddress};
+use causeway_proto::derpmap::NodeAddress;
 use futures::future::Either;
-use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either as Stream;
 
-use crate::error::{ConfigError, ConnectError};
+use crate::endpoint::Endpoint;
+use crate::error::ConnectError;
 use crate::proxy::Proxy;
-use crate::tls::{self, Trust};
+use crate::tls::Trust;
+use crate::transport::Socket;
 
 /// Time for the TCP connection to one node, DNS included; then the next node of the region gets its turn (`derp.md` section 15.1).
 pub const NODE_DIAL_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -31,137 +26,6 @@ const IPV4_DELAY: Duration = Duration::from_millis(200);
 /// Most addresses of one family that are tried one after the other.
 const ADDRESSES_PER_FAMILY_MAX: usize = 4;
 
-/// Bytes read from the socket at once. Below rustls, which by itself asks for 4 KiB at a time.
-const SOCKET_READ_LEN: usize = 32 * 1024;
-
-/// Where a DERP server is and what its certificate must say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The node's name in the map, or the address given: for errors and logs.
-    pub name: String,
-    /// TLS server name, and what DNS is asked for.
-    pub host_name: String,
-    /// How to find it over IPv4.
-    pub ipv4: NodeAddress<std::net::Ipv4Addr>,
-    /// How to find it over IPv6.
-    pub ipv6: NodeAddress<std::net::Ipv6Addr>,
-    /// TCP port.
-    pub port: u16,
-    /// Expected certificate name or `sha256-raw:` pin; empty: the host name.
-    pub cert_name: String,
-    /// Certificates are not verified.
-    pub insecure_for_tests: bool,
-    /// Without TLS; dialled on loopback only.
-    pub plain: bool,
-}
-
-impl Endpoint {
-    /// The server at `HOST:PORT`, over TLS with HOST as its name. HOST is a DNS name, an IPv4 address or an IPv6 address in brackets.
-    ///
-    /// # Errors
-    /// [`ConfigError::Address`].
-    pub fn new(address: &str) -> Result<Self, ConfigError> {
-        let malformed = || ConfigError::Address(address.to_owned());
-        let (host, port) = address.rsplit_once(':').ok_or_else(malformed)?;
-        let port = port.parse().map_err(|_| malformed())?;
-        let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let bare = in_brackets.unwrap_or(host);
-        if bare.is_empty() || (in_brackets.is_none() && bare.contains(':')) {
-            return Err(malformed());
-        }
-        let (mut ipv4, mut ipv6) = (NodeAddress::Dns, NodeAddress::Dns);
-        if let Ok(ip) = IpAddr::from_str(bare) {
-            (ipv4, ipv6) = fixed(ip);
-        }
-        Ok(Self {
-            name: address.to_owned(),
-            host_name: bare.to_owned(),
-            ipv4,
-            ipv6,
-            port,
-            cert_name: String::new(),
-            insecure_for_tests: false,
-            plain: false,
-        })
-    }
-
-    /// The server at `addr`, whose certificate carries `host_name`.
-    #[must_use]
-    pub fn at(addr: SocketAddr, host_name: &str) -> Self {
-        let (ipv4, ipv6) = fixed(addr.ip());
-        Self {
-            name: host_name.to_owned(),
-            host_name: host_name.to_owned(),
-            ipv4,
-            ipv6,
-            port: addr.port(),
-            cert_name: String::new(),
-            insecure_for_tests: false,
-            plain: false,
-        }
-    }
-
-    /// The node of a DERP map; `None` if its port is none or it does not relay.
-    #[must_use]
-    pub fn of_node(node: &Node) -> Option<Self> {
-        if node.stun_only {
-            return None;
-        }
-        Some(Self {
-            name: node.name.clone(),
-            host_name: node.host_name.clone(),
-            ipv4: node.ipv4(),
-            ipv6: node.ipv6(),
-            port: node.derp_port()?,
-            cert_name: node.cert_name.clone(),
-            insecure_for_tests: node.insecure_for_tests,
-            plain: false,
-        })
-    }
-
-    /// Speaks plain HTTP; only loopback addresses are dialled then.
-    #[must_use]
-    pub const fn plain(mut self) -> Self {
-        self.plain = true;
-        self
-    }
-
-    /// Expects this certificate name, or `sha256-raw:` and the SHA-256 of the certificate, instead of the host name's.
-    #[must_use]
-    pub fn cert_name(mut self, cert_name: &str) -> Self {
-        cert_name.clone_into(&mut self.cert_name);
-        self
-    }
-
-    /// Value of the `Host` header: the port is left out if it is that of https.
-    pub(crate) fn host_header(&self) -> String {
-        if self.port == DERP_PORT_DEFAULT && !self.plain { self.host() } else { self.host_and_port() }
-    }
-
-    /// `HOST:PORT`.
-    pub(crate) fn host_and_port(&self) -> String {
-        format!("{}:{}", self.host(), self.port)
-    }
-
-    fn host(&self) -> String {
-        let host = &self.host_name;
-        if host.contains(':') { format!("[{host}]") } else { host.clone() }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
-}
-
-const fn fixed(ip: IpAddr) -> (NodeAddress<std::net::Ipv4Addr>, NodeAddress<std::net::Ipv6Addr>) {
-    match ip {
-        IpAddr::V4(ip) => (NodeAddress::Fixed(ip), NodeAddress::Disabled),
-        IpAddr::V6(ip) => (NodeAddress::Disabled, NodeAddress::Fixed(ip)),
-    }
-}
-
 /// How servers are reached, and whom to believe there.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Route {
@@ -169,9 +33,6 @@ pub(crate) struct Route {
     pub(crate) trust: Option<Trust>,
     pub(crate) proxy: Option<Arc<Proxy>>,
 }
-
-/// TCP to a server, or TLS to a proxy that passes on what is written.
-pub(crate) type Socket = Stream<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// A stream to a server's port.
 pub(crate) struct Reached {
@@ -286,81 +147,4 @@ where
         }
     }
     Err(failed.expect("at least one address was tried"))
-}
-
-/// What DERP is spoken over.
-#[derive(Debug)]
-pub(crate) enum Transport {
-    Plain(Socket),
-    Tls(Box<TlsStream<BufReader<Socket>>>),
-}
-
-impl Transport {
-    /// Puts TLS on a stream unless the endpoint is plain; without `trust` by the system's roots. Also tells the server's key, if TLS 1.3
-    /// was agreed on and a MetaCert shown.
-    pub(crate) async fn new(
-        socket: Socket,
-        endpoint: &Endpoint,
-        trust: Option<&Trust>,
-    ) -> Result<(Self, Option<MetaCert>), ConnectError> {
-        if endpoint.plain {
-            return Ok((Self::Plain(socket), None));
-        }
-        let stream = BufReader::with_capacity(SOCKET_READ_LEN, socket);
-        let tls = secure(stream, endpoint, trust).await?;
-        let session = tls.get_ref().1;
-        // Only TLS 1.3 hides the certificates from whoever is in between (`derp.md` section 4.3).
-        let meta = match session.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_3) => session.peer_certificates().and_then(tls::find_meta_cert),
-            _ => None,
-        };
-        Ok((Self::Tls(Box::new(tls)), meta))
-    }
-}
-
-/// Puts TLS on a stream to `endpoint`, whose certificate must be what the endpoint says.
-pub(crate) async fn secure<S>(stream: S, endpoint: &Endpoint, trust: Option<&Trust>) -> Result<TlsStream<S>, ConnectError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let trust = match trust {
-        Some(trust) => trust.clone(),
-        None => Trust::system()?,
-    };
-    let config = trust.config_for(&endpoint.name, &endpoint.cert_name, endpoint.insecure_for_tests)?;
-    let server_name = tls::server_name(&endpoint.host_name)?;
-    let tls = TlsConnector::from(config).connect(server_name, stream).await;
-    tls.map_err(|source| ConnectError::Tls { server_name: endpoint.host_name.clone(), source })
-}
-
-impl AsyncRead for Transport {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
-        }
-    }
 }

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use causeway_proto::derp::upgrade::ResponseHead;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::dial::Transport;
+use crate::transport::Transport;
 
 /// Room made for one read.
 const READ_LEN: usize = 8 * 1024;

@@ -14,9 +14,11 @@ use causeway_proto::key::{NodePrivate, NodePublic};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection::ConnectionInfo;
-use crate::dial::{Endpoint, Route, Transport};
+use crate::dial::Route;
+use crate::endpoint::Endpoint;
 use crate::error::{ConfigError, ConnectError, Phase};
+use crate::shared::ConnectionInfo;
+use crate::transport::Transport;
 
 /// Time for everything up to the answer to the login (`derp.md` section 4.7).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -16,9 +16,11 @@ use futures::stream::FuturesUnordered;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::dial::{Endpoint, Route, Transport};
+use crate::dial::Route;
+use crate::endpoint::Endpoint;
 use crate::http;
 use crate::tls::Trust;
+use crate::transport::Transport;
 
 /// Regions measured over HTTPS at a time.
 const HTTPS_AT_ONCE: usize = 16;

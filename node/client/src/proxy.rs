@@ -10,9 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::either::Either as Stream;
 
-use crate::dial::{Endpoint, Socket, secure};
+use crate::endpoint::Endpoint;
 use crate::error::{ConfigError, ConnectError};
 use crate::tls::Trust;
+use crate::transport::{Socket, secure};
 
 /// Room made for one read of the proxy's answer.
 const ANSWER_READ_LEN: usize = 1024;

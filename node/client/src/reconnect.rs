@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::builder::{ClientBuilder, Server};
-use crate::connection::{Connection, ConnectionInfo, Event, Receiver};
+use crate::connection::{Connection, Event, Receiver};
 use crate::error::{ConfigError, ConnectError, ConnectionError, PingError, SendError};
 use crate::login::{CONNECT_TIMEOUT, Login};
 use crate::netcheck::measure_again;
 use crate::region::{connect_region, find_region, relay_nodes};
 use crate::sender::Sender;
+use crate::shared::ConnectionInfo;
 
 /// Events that wait for the application. With none taken the connection is not read either.
 const EVENTS_MAX: usize = 1024;

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection::Connection;
-use crate::dial::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::error::{ConfigError, ConnectError};
 use crate::login::{CONNECT_TIMEOUT, Login};
 

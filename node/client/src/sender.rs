@@ -15,10 +15,10 @@ use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use crate::connection::{ConnectionInfo, Shared};
-use crate::dial::Transport;
 use crate::error::{ConnectionError, PingError, SendError};
 use crate::outbox::Refused;
+use crate::shared::{ConnectionInfo, Shared};
+use crate::transport::Transport;
 
 /// A connection whose socket takes no byte for so long is dead.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(10);

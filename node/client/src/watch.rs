@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::builder::{ClientBuilder, Server};
-use crate::connection::{Connection, ConnectionInfo, Event};
+use crate::connection::{Connection, Event};
 use crate::error::{ConfigError, ConnectError, ConnectionError};
 use crate::reconnect::RESTART_WAIT_MAX;
 use crate::sender::Sender;
+use crate::shared::ConnectionInfo;
 
 /// Pause after a failure, unless the server said when it will be back.
 pub const WATCH_RETRY: Duration = Duration::from_secs(5);

@@ -10,8 +10,9 @@ use causeway_proto::websocket::Handshake;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
+use super::reply::Reply;
 use super::response::{Response, TEXT, stream_head};
-use super::routes::{Reply, route};
+use super::routes::route;
 use super::{Door, Site};
 use crate::ingress::debug::traffic::{TRAFFIC_INTERVAL, TrafficPage};
 

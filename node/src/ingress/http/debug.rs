@@ -6,8 +6,8 @@ use std::time::Duration;
 use causeway_proto::derp::upgrade::RequestHead;
 use tokio::time::Instant;
 
+use super::reply::{Reply, escape, guarded, page};
 use super::response::{HTML, Response, TEXT};
-use super::routes::{Reply, guarded, page};
 use super::{Door, Visitor};
 use crate::config::{Cidr, DebugKey};
 use crate::ingress::debug::{DebugPages, VARS_CONTENT_TYPE, VARZ_CONTENT_TYPE};
@@ -101,11 +101,6 @@ impl DebugDesk {
         .collect();
         format!("<html><body><h1>causewayd debug</h1><ul>{facts}{links}</ul></body></html>\n")
     }
-}
-
-/// Text for HTML.
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;").replace('\'', "&#39;")
 }
 
 /// 0.0.0.0/8 and :: reach this machine too.

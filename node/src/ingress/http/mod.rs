@@ -6,6 +6,7 @@ pub mod bootstrap_dns;
 pub mod connection;
 pub mod debug;
 pub mod derp_map;
+pub mod reply;
 pub mod response;
 pub mod routes;
 

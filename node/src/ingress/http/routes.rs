@@ -3,26 +3,13 @@
 use causeway_proto::derp::upgrade::{DERP_PATH, RequestHead, Upgrade};
 use causeway_proto::websocket::Handshake;
 
-use super::debug::{escape, is_loopback};
+use super::debug::is_loopback;
+use super::reply::{Reply, escape, guarded, page};
 use super::response::{HTML, Response, TEXT};
 use super::{Door, Site, Visitor};
 use crate::config::Home;
-use crate::ingress::debug::traffic::TrafficPage;
 use crate::ingress::tls::challenges::CHALLENGE_PATH;
 use crate::telemetry::exporter;
-
-/// What becomes of a request.
-#[derive(Debug)]
-pub enum Reply {
-    /// Answer, and perhaps another request. The name is the metric label.
-    Respond(&'static str, Response),
-    /// Answer with what the clients move until this one has enough.
-    Traffic(TrafficPage),
-    /// The connection becomes DERP.
-    UpgradeToDerp,
-    /// It becomes DERP inside a WebSocket.
-    UpgradeToWebSocket(Handshake),
-}
 
 /// Longest captive-portal challenge that is echoed.
 const CHALLENGE_LEN_MAX: usize = 64;
@@ -110,13 +97,6 @@ fn metrics_door(site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
     Reply::Respond(name, response)
 }
 
-pub(super) fn page(text: Result<String, std::fmt::Error>, content_type: &'static str) -> Response {
-    match text {
-        Ok(text) => Response::new(200, content_type, text),
-        Err(_) => Response::error(500, "a metric cannot be written"),
-    }
-}
-
 /// Browsers measure latency across origins here, so these answers alone carry CORS.
 fn probe(head: &RequestHead) -> Response {
     match head.method.as_str() {
@@ -177,19 +157,6 @@ fn bootstrap_dns(site: &Site, head: &RequestHead, visitor: &Visitor) -> Response
     let query = head.query_value("q").filter(|name| !name.is_empty());
     let answer = site.bootstrap_dns.answer(query.as_deref(), visitor.client.ip());
     guarded(Response::new(200, "application/json", answer)).closing()
-}
-
-/// Headers of everything that a person may open in a browser.
-pub(super) fn guarded(response: Response) -> Response {
-    response
-        .with("Strict-Transport-Security", "max-age=63072000; includeSubDomains")
-        .with(
-            "Content-Security-Policy",
-            "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'; block-all-mixed-content; \
-             object-src 'none'",
-        )
-        .with("X-Frame-Options", "DENY")
-        .with("X-Content-Type-Options", "nosniff")
 }
 
 fn home(door: Door, site: &Site, head: &RequestHead, visitor: &Visitor) -> Response {
