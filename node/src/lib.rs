@@ -6,6 +6,7 @@ pub mod clients;
 pub mod config;
 pub mod derp_mesh;
 pub mod forward;
+mod http_client;
 pub mod ingress;
 pub mod lifecycle;
 pub mod limits;

@@ -4,7 +4,6 @@
 //! behind [`cache`]; [`watch`] looks at changed files and at the clients that are connected.
 
 pub mod cache;
-mod http;
 pub mod list;
 pub mod metrics;
 pub mod policy;

@@ -12,8 +12,8 @@ use http_body_util::Full;
 use tokio::runtime::Handle;
 
 use super::cache::{Failure, Source};
-use super::http::{AskError, HttpClient, Transport, drain};
 use super::{Applicant, Decision, Denial};
+use crate::http_client::{AskError, HttpClient, Transport, drain};
 use crate::lifecycle::tasks::Tasks;
 
 /// A question to a process of this machine.

@@ -12,8 +12,8 @@ use rustls::ClientConfig;
 use tokio::runtime::Handle;
 
 use super::cache::{Failure, Source};
-use super::http::{AskError, HttpClient, Transport, drain, read_body};
 use super::{Applicant, Decision, Denial};
+use crate::http_client::{AskError, HttpClient, Transport, drain, read_body};
 use crate::lifecycle::tasks::Tasks;
 
 /// A question and its answer, connecting included.

@@ -1,4 +1,4 @@
-//! HTTP/1.1 to whoever decides: over TCP, over TLS, or over a Unix socket.
+//! HTTP/1.1 to the services that a node asks: over TCP, over TLS, or over a Unix socket.
 
 use std::io;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Where a question goes.
 #[derive(Clone)]
-pub(super) enum Transport {
+pub(crate) enum Transport {
     /// To the host of the URL.
     Tcp {
         /// For `https`.
@@ -46,12 +46,12 @@ pub(super) enum Transport {
 
 /// Asks one service; connections are kept and used again.
 #[derive(Clone, Debug)]
-pub(super) struct HttpClient {
+pub(crate) struct HttpClient {
     client: Client<Connector, Full<Bytes>>,
 }
 
 impl HttpClient {
-    pub(super) fn new(transport: Transport, runtime: Handle, tasks: Tasks) -> Self {
+    pub(crate) fn new(transport: Transport, runtime: Handle, tasks: Tasks) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -62,7 +62,7 @@ impl HttpClient {
     }
 
     /// Asks; follows no redirect. A connection that was kept may be closed by the other side just then, so it asks once more.
-    pub(super) async fn ask(&self, request: Request<Full<Bytes>>) -> Result<http::Response<Incoming>, AskError> {
+    pub(crate) async fn ask(&self, request: Request<Full<Bytes>>) -> Result<http::Response<Incoming>, AskError> {
         match self.client.request(request.clone()).await {
             Err(error) if !error.is_connect() => self.client.request(request).await.map_err(AskError::Request),
             answer => answer.map_err(AskError::Request),
@@ -72,7 +72,7 @@ impl HttpClient {
 
 /// A question got no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(crate) enum AskError {
     /// No connection, or no answer on it.
     #[error("{}", chain(.0))]
     Request(hyper_util::client::legacy::Error),
@@ -93,7 +93,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Reads a body until `enough` says so, it ends, or it is `len_max` long.
-pub(super) async fn read_body(mut body: Incoming, len_max: usize, enough: impl Fn(&[u8]) -> bool) -> Result<BytesMut, AskError> {
+pub(crate) async fn read_body(mut body: Incoming, len_max: usize, enough: impl Fn(&[u8]) -> bool) -> Result<BytesMut, AskError> {
     let mut read = BytesMut::new();
     while read.len() < len_max && !enough(&read) {
         let Some(frame) = body.frame().await else { break };
@@ -105,7 +105,7 @@ pub(super) async fn read_body(mut body: Incoming, len_max: usize, enough: impl F
 }
 
 /// Reads a short body to its end, so that its connection can be used again; a long one costs the connection.
-pub(super) async fn drain(body: Incoming) {
+pub(crate) async fn drain(body: Incoming) {
     const DRAINED_LEN_MAX: u64 = 64 * 1024;
     if body.size_hint().upper().is_some_and(|len| len <= DRAINED_LEN_MAX) {
         // What fails here harms only the next question, which makes a connection of its own.
