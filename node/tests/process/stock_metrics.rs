@@ -84,17 +84,23 @@ async fn get_nothing(address: &str) {
     drop(stream.read_to_end(&mut Vec::new()).await);
 }
 
-/// The page is held against the table in the code elsewhere; here, that what it calls ours is really there.
-#[tokio::test]
-async fn every_metric_the_page_maps_to_is_exported() {
+/// The metrics of a node whose families show, which each does once it has counted something: a connection that ends, one that is refused.
+async fn exported() -> String {
     let home = Home::new();
     let node = home.start(&[]).await;
-    // A family shows once it has counted something: a connection that ends, and one that is refused.
     drop(client(&node, false).await);
     get_nothing(&node.ready.derp).await;
     node.until_metric("causeway_derp_connections_ended_total", |ended| ended == 1.0).await;
     node.until_metric("causeway_ingress_refused_connections_total", |refused| refused == 1.0).await;
     let exported = node.metrics().await;
+    node.stop().await;
+    exported
+}
+
+/// The page is held against the table in the code elsewhere; here, that what it calls ours is really there.
+#[tokio::test]
+async fn every_metric_the_page_maps_to_is_exported() {
+    let exported = exported().await;
     let table = PAGE.split("## Stock names").nth(1).unwrap().split("\n## ").next().unwrap();
     let names = table.split('`').skip(1).step_by(2).filter(|word| word.starts_with("causeway_") && !word.ends_with('…'));
     let mut count = 0;
@@ -104,22 +110,14 @@ async fn every_metric_the_page_maps_to_is_exported() {
         count += 1;
     }
     assert!(count > 30, "{count}");
-    node.stop().await;
 }
 
 #[tokio::test]
 async fn every_exported_metric_is_on_the_page() {
-    let home = Home::new();
-    let node = home.start(&[]).await;
-    drop(client(&node, false).await);
-    get_nothing(&node.ready.derp).await;
-    node.until_metric("causeway_derp_connections_ended_total", |ended| ended == 1.0).await;
-    node.until_metric("causeway_ingress_refused_connections_total", |refused| refused == 1.0).await;
-    let exported = node.metrics().await;
+    let exported = exported().await;
     let page = PAGE.split("## Our names").nth(1).unwrap();
     let types = exported.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let names = types.map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() });
     let missing: Vec<String> = names.filter(|name| !page.contains(&format!("| `{name}` | "))).collect();
     assert!(missing.is_empty(), "docs/operations/metrics.md lacks {missing:?}");
-    node.stop().await;
 }
