@@ -285,7 +285,7 @@ async fn start(
         record::tell_map_entry(&pin, &control.nodes.borrow());
     }
     // An ACME directory asks at the doors: they must be open.
-    tasks.spawn_on(control_runtime, certificate.keep(tasks.cancel.clone(), metrics, wall_clock));
+    tasks.spawn_on(control_runtime, certificate.keep(tasks.clone(), metrics, wall_clock));
     Ok(Node { control, clients: packets.registry, admission, doors, config_metrics, ready })
 }
 

@@ -5,11 +5,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use causeway_proto::key::NodePublic;
 use parking_lot::Mutex;
+
+use crate::lifecycle::file_stamp::FileStamp;
 
 /// Most keys of a list.
 pub const LIST_KEYS_MAX: usize = 1 << 20;
@@ -44,14 +45,11 @@ pub enum ListError {
     },
 }
 
-/// What tells one version of a file from another; `None` while it cannot be looked at.
-type Stamp = Option<(SystemTime, u64, u64)>;
-
 /// A file and the keys of its last good version.
 pub struct KeyList {
     path: PathBuf,
     keys: ArcSwap<HashSet<NodePublic>>,
-    seen: Mutex<Stamp>,
+    seen: Mutex<FileStamp>,
 }
 
 impl fmt::Debug for KeyList {
@@ -67,7 +65,7 @@ impl KeyList {
     /// [`ListError`].
     pub fn load(path: &Path) -> Result<Self, ListError> {
         // Before the content: a file that changes meanwhile is read again.
-        let seen = Mutex::new(stamp(path));
+        let seen = Mutex::new(FileStamp::of(path));
         Ok(Self { path: path.to_owned(), keys: ArcSwap::from_pointee(read(path)?), seen })
     }
 
@@ -97,7 +95,7 @@ impl KeyList {
 
     /// Whether the file has changed since the last call.
     pub(super) fn has_changed(&self) -> bool {
-        let now = stamp(&self.path);
+        let now = FileStamp::of(&self.path);
         std::mem::replace(&mut *self.seen.lock(), now) != now
     }
 
@@ -134,12 +132,6 @@ fn parse(path: &Path, text: &[u8]) -> Result<HashSet<NodePublic>, ListError> {
         }
     }
     Ok(keys)
-}
-
-fn stamp(path: &Path) -> Stamp {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
 #[cfg(test)]

@@ -2,13 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -54,20 +56,23 @@ impl Server {
     }
 
     pub(crate) async fn tcp(behaviour: Behaviour) -> (Self, SocketAddr) {
-        let server = Self::new(behaviour);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let accepting = server.clone();
-        server.tracker.spawn(async move {
-            loop {
-                let (io, _) = listener.accept().await.unwrap();
-                accepting.serve(io);
-            }
-        });
-        (server, address)
+        Self::listening(behaviour, |io| ready(Some(io))).await
     }
 
     pub(crate) async fn tls(behaviour: Behaviour, acceptor: TlsAcceptor) -> (Self, SocketAddr) {
+        // A client that does not trust the certificate ends here.
+        Self::listening(behaviour, move |io| acceptor.accept(io).map(Result::ok)).await
+    }
+
+    /// Serves what `open` makes of each connection.
+    async fn listening<Io, Opened>(
+        behaviour: Behaviour,
+        open: impl Fn(TcpStream) -> Opened + Send + 'static,
+    ) -> (Self, SocketAddr)
+    where
+        Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        Opened: Future<Output = Option<Io>> + Send + 'static,
+    {
         let server = Self::new(behaviour);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -75,8 +80,7 @@ impl Server {
         server.tracker.spawn(async move {
             loop {
                 let (io, _) = listener.accept().await.unwrap();
-                // A client that does not trust the certificate ends here.
-                if let Ok(io) = acceptor.accept(io).await {
+                if let Some(io) = open(io).await {
                     accepting.serve(io);
                 }
             }

@@ -28,10 +28,11 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
-use tokio_util::sync::CancellationToken;
 
 use super::metrics::IngressMetrics;
 use crate::config::Tls;
+use crate::lifecycle::file_stamp::FileStamp;
+use crate::lifecycle::tasks::Tasks;
 use acme::{AcmeClient, AcmeError};
 use challenges::{ACME_TLS, Challenges};
 use expiry::{ExpiryAlarm, Validity, validity};
@@ -219,8 +220,8 @@ impl ServerCertificate {
         validity(self.current.load().cert.first()?)
     }
 
-    /// Keeps the certificate up to date until cancelled. A new one that cannot be used is reported, and the one in use stays.
-    pub async fn keep(self: Arc<Self>, cancel: CancellationToken, metrics: IngressMetrics, clock: fn() -> SystemTime) {
+    /// Keeps the certificate up to date until `tasks` are cancelled. A new one that cannot be used is reported, and the one in use stays.
+    pub async fn keep(self: Arc<Self>, tasks: Tasks, metrics: IngressMetrics, clock: fn() -> SystemTime) {
         let work = async {
             let mut expiry = ExpiryAlarm::default();
             let mut renewal = Renewal::default();
@@ -239,15 +240,15 @@ impl ServerCertificate {
                             self.take_up(files, &metrics);
                         }
                     }
-                    Source::Acme(client) => self.renew(client, &mut renewal, &metrics, clock).await,
+                    Source::Acme(client) => self.renew(client, &tasks, &mut renewal, &metrics, clock).await,
                     Source::SelfSigned => {}
                 }
             }
         };
-        cancel.run_until_cancelled(work).await;
+        tasks.cancel.run_until_cancelled(work).await;
     }
 
-    fn stamp(&self) -> Option<files::Stamp> {
+    fn stamp(&self) -> Option<[FileStamp; 2]> {
         match &self.source {
             Source::Files(files) => Some(files.stamp()),
             Source::SelfSigned | Source::Acme(_) => None,
@@ -270,11 +271,18 @@ impl ServerCertificate {
     }
 
     /// Asks the directory for another certificate if it is time.
-    async fn renew(&self, client: &AcmeClient, renewal: &mut Renewal, metrics: &IngressMetrics, clock: fn() -> SystemTime) {
+    async fn renew(
+        &self,
+        client: &AcmeClient,
+        tasks: &Tasks,
+        renewal: &mut Renewal,
+        metrics: &IngressMetrics,
+        clock: fn() -> SystemTime,
+    ) {
         if !renewal.is_due(clock(), || self.renewal_due(client)) {
             return;
         }
-        let obtained = tokio::time::timeout(ORDER_DEADLINE, client.obtain(&self.challenges, clock())).await;
+        let obtained = tokio::time::timeout(ORDER_DEADLINE, client.obtain(tasks, &self.challenges, clock())).await;
         self.challenges.clear();
         let obtained = obtained.unwrap_or(Err(AcmeError::Timeout(ORDER_DEADLINE)));
         match obtained.and_then(|pair| Ok(with_meta_cert(pair, &self.meta)?)) {

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod descriptors;
+pub mod file_stamp;
 pub mod health;
 pub mod leash;
 pub mod ready_file;

@@ -2,12 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
 use causeway_client::Trust;
-use tokio::time::{sleep, timeout};
 
-use crate::harness::{DEADLINE, Home, Node, get, write_secret};
+use crate::harness::{Home, Node, write_secret};
 use crate::pebble::{BLOCKED_DOMAIN, BRIEF_LIFETIME_S, BRIEF_PROFILE, DOMAIN, KEY, KEY_ID, Pebble, chain};
 
 const RENEWALS: &str = "causeway_ingress_certificate_renewals_total";
@@ -30,22 +28,17 @@ fn home(pebble: &Pebble, settings: &str) -> Home {
     home
 }
 
-/// Waits until the node serves another certificate than `old` that clients can verify; the chain.
-async fn until_served(node: &Node, trust: &Trust, old: Option<&[u8]>) -> Vec<Vec<u8>> {
-    let mut last = None;
-    let served = async {
-        loop {
-            match chain(&node.ready.derp, trust).await {
-                Ok(chain) if old != Some(chain[0].as_ref()) => return chain,
-                other => last = Some(other.map(|chain| chain.len())),
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    match timeout(2 * DEADLINE, served).await {
-        Ok(chain) => chain.into_iter().map(|certificate| certificate.to_vec()).collect(),
-        Err(_) => panic!("no new certificate is served ({last:?}):\n{}", node.log()),
+/// Waits until the node has got so many certificates; the chain that it serves now, which clients can verify.
+async fn served(node: &Node, trust: &Trust, orders: u32) -> Vec<Vec<u8>> {
+    if orders > 0 {
+        node.until_sample(&renewals("ok", orders)).await;
     }
+    let chain = chain(&node.ready.derp, trust).await.unwrap_or_else(|error| panic!("{error}:\n{}", node.log()));
+    chain.into_iter().map(|certificate| certificate.to_vec()).collect()
+}
+
+fn renewals(outcome: &str, count: u32) -> String {
+    format!("{RENEWALS}{{outcome=\"{outcome}\"}} {count}")
 }
 
 fn common_name(der: &[u8]) -> String {
@@ -55,20 +48,8 @@ fn common_name(der: &[u8]) -> String {
 
 /// Waits until the node says that it is not ready because of `all` of this.
 async fn until_not_ready(node: &Node, all: &[&str]) {
-    let address = node.ready.metrics.trim_start_matches("http://").trim_end_matches("/metrics");
-    let mut last = String::new();
-    let said = async {
-        loop {
-            last = get(address, "/readyz").await;
-            if last.starts_with("HTTP/1.1 503 ") && all.iter().all(|wanted| last.contains(wanted)) {
-                return;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    if timeout(DEADLINE, said).await.is_err() {
-        panic!("{all:?} is not said in: {last}\n{}", node.log());
-    }
+    let said = |answer: &str| answer.starts_with("HTTP/1.1 503 ") && all.iter().all(|wanted| answer.contains(wanted));
+    node.until_answer("/readyz", said).await;
 }
 
 #[tokio::test]
@@ -82,10 +63,9 @@ async fn a_certificate_proven_by_tls_alpn_is_served_with_the_meta_cert_and_kept_
 
     let node = home.start(&[]).await;
     let issued = pebble.issued().await;
-    let first = until_served(&node, &issued, None).await;
+    let first = served(&node, &issued, 1).await;
     assert_eq!(first.len(), 3, "leaf, intermediate, MetaCert");
     assert_eq!(common_name(&first[2]), format!("derpkey{}", node.ready.derp_public_key));
-    node.until_metric(RENEWALS, |orders| orders == 1.0).await;
     assert!(!node.metrics().await.contains("acme_challenge"), "nothing was asked by HTTP");
     let log = node.log();
     node.stop().await;
@@ -107,7 +87,7 @@ async fn a_certificate_proven_by_tls_alpn_is_served_with_the_meta_cert_and_kept_
     // The directory is not needed for what is there.
     pebble.kill();
     let node = home.start(&[]).await;
-    let again = until_served(&node, &issued, None).await;
+    let again = served(&node, &issued, 0).await;
     assert_eq!(again[..2], first[..2], "the same certificate");
     assert_ne!(again[2], first[2], "and a MetaCert for the new process's key");
     node.until_ready().await;
@@ -121,8 +101,8 @@ async fn a_certificate_proven_by_http_is_renewed_in_time_and_a_failed_renewal_ke
     let home = home(&pebble, &format!("challenge = 'http-01'\nprofile = '{BRIEF_PROFILE}'"));
     let node = home.start(&[]).await;
     let issued = pebble.issued().await;
-    let first = until_served(&node, &issued, None).await;
-    let second = until_served(&node, &issued, Some(&first[0])).await;
+    let first = served(&node, &issued, 1).await;
+    let second = served(&node, &issued, 2).await;
     let end = |der: &[u8]| x509_parser::parse_x509_certificate(der).unwrap().1.validity().not_after.timestamp();
     let apart = end(&second[0]) - end(&first[0]);
     assert!(
@@ -135,13 +115,7 @@ async fn a_certificate_proven_by_http_is_renewed_in_time_and_a_failed_renewal_ke
 
     // The directory goes away: what is there is served until its end, and the reason is told then.
     pebble.kill();
-    let failed = format!("{RENEWALS}{{outcome=\"failed\"}} 1");
-    let noticed = async {
-        while !node.metrics().await.contains(&failed) {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(2 * DEADLINE, noticed).await.expect("a failed renewal is counted");
+    node.until_sample(&renewals("failed", 1)).await;
     assert_eq!(chain(&node.ready.derp, &issued).await.unwrap()[0].as_ref(), second[0]);
     node.until_ready().await;
     assert!(node.log().contains("there is no new certificate; the one in use stays"), "{}", node.log());
@@ -154,7 +128,7 @@ async fn a_lost_account_is_replaced_and_a_contact_is_changed() {
     let home = home(&pebble, "challenge = 'http-01'");
     let node = home.start(&[]).await;
     let issued = pebble.issued().await;
-    let first = until_served(&node, &issued, None).await;
+    let first = served(&node, &issued, 1).await;
     node.stop().await;
 
     // Other domains: another certificate, under the same account, whose contact is told to the directory.
@@ -162,7 +136,8 @@ async fn a_lost_account_is_replaced_and_a_contact_is_changed() {
     let both = format!("tls.acme.domains=['{DOMAIN}', 'other.test']");
     let changed = ["--set", &both, "--set", "tls.acme.contact=new@example.org"];
     let node = home.start(&changed).await;
-    let second = until_served(&node, &issued, Some(&first[0])).await;
+    let second = served(&node, &issued, 1).await;
+    assert_ne!(second[0], first[0]);
     node.stop().await;
     let account_file = home.path("data/acme");
     let account_file = fs::read_dir(account_file).unwrap().next().unwrap().unwrap().path().join("account.json");
@@ -175,7 +150,7 @@ async fn a_lost_account_is_replaced_and_a_contact_is_changed() {
     fs::write(&account_file, forgotten.to_string()).unwrap();
     fs::remove_file(account_file.with_file_name("certificate.pem")).unwrap();
     let node = home.start(&changed).await;
-    until_served(&node, &issued, Some(&second[0])).await;
+    assert_ne!(served(&node, &issued, 1).await[0], second[0]);
     node.stop().await;
     let made: serde_json::Value = serde_json::from_slice(&fs::read(&account_file).unwrap()).unwrap();
     assert_ne!(made["credentials"]["id"], forgotten["credentials"]["id"]);

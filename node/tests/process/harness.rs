@@ -153,12 +153,26 @@ impl Node {
 
     /// Waits until `/readyz` says yes.
     pub(crate) async fn until_ready(&self) {
-        let ready = async {
-            while !get(self.metrics_address(), "/readyz").await.starts_with("HTTP/1.1 200 ") {
+        self.until_answer("/readyz", |answer| answer.starts_with("HTTP/1.1 200 ")).await;
+    }
+
+    /// Waits until the metrics hold this line.
+    pub(crate) async fn until_sample(&self, line: &str) {
+        self.until_answer("/metrics", |answer| answer.lines().any(|own| own == line)).await;
+    }
+
+    /// Waits until a page of the metrics listener is what is `wanted`.
+    pub(crate) async fn until_answer(&self, path: &str, wanted: impl Fn(&str) -> bool) {
+        let mut answer = String::new();
+        let reached = async {
+            while !wanted(&answer) {
                 sleep(POLL).await;
+                answer = get(self.metrics_address(), path).await;
             }
         };
-        timeout(DEADLINE, ready).await.expect("ready");
+        if timeout(DEADLINE, reached).await.is_err() {
+            panic!("{path} stays at {answer}\n{}", self.log());
+        }
     }
 
     /// Sum of a metric over its labels; `name` with its suffix.

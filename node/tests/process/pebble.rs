@@ -115,8 +115,8 @@ impl Pebble {
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let process = Command::new(program)
             .args(["-config", &at("pebble.json"), "-dnsserver", &dns.addr().to_string()])
-            // Challenges are looked at at once, and proven domains must be proven again.
-            .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "0"), ("PEBBLE_AUTHZREUSE", "0")])
+            // Challenges are looked at at once, one good nonce in five is refused, and proven domains must be proven again.
+            .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "20"), ("PEBBLE_AUTHZREUSE", "0")])
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()

@@ -7,6 +7,7 @@
 
 mod error;
 mod https;
+mod nonce;
 
 use std::fs;
 use std::io;
@@ -26,8 +27,10 @@ use super::challenges::Challenges;
 use super::files::{Files, parse_chain, write_private};
 use super::{CertificateError, Pair, certified, certified_challenge, mint};
 use crate::config::{Acme, AcmeChallenge};
+use crate::lifecycle::tasks::Tasks;
 pub(super) use error::AcmeError;
 use https::Https;
+use nonce::with_fresh_nonce;
 
 /// The field that the files belong to.
 const CACHE_FIELD: &str = "tls.acme.cache_dir";
@@ -90,14 +93,16 @@ impl AcmeClient {
         loaded.inspect_err(|error| tracing::warn!(%error, "the kept certificate cannot be used; another one is asked for")).ok()
     }
 
-    /// Gets a certificate and keeps it. `challenges` is what the doors answer with meanwhile; the caller clears it.
-    pub(super) async fn obtain(&self, challenges: &Challenges, now: SystemTime) -> Result<Pair, AcmeError> {
+    /// Gets a certificate and keeps it; `tasks` carry the connections. `challenges` is what the doors answer with meanwhile; the caller clears it.
+    pub(super) async fn obtain(&self, tasks: &Tasks, challenges: &Challenges, now: SystemTime) -> Result<Pair, AcmeError> {
+        let https = Https::new(Arc::clone(&self.tls), tasks);
         let identifiers: Vec<Identifier> = self.settings.domains.iter().map(|domain| identifier(domain)).collect();
-        let mut order = self.order(&identifiers).await?;
+        let mut order = self.order(&https, &identifiers).await?;
         self.prove(&mut order, challenges, now).await?;
         let (key, request) = mint::request(&self.settings.domains).map_err(CertificateError::from)?;
-        order.finalize_csr(&request).await.map_err(|error| self.refused(error))?;
-        let chain = order.poll_certificate(&POLLING).await.map_err(|error| self.refused(error))?;
+        with_fresh_nonce!(order.finalize_csr(&request)).map_err(|error| self.refused(error))?;
+        let chain = with_fresh_nonce!(order.poll_certificate(&POLLING));
+        let chain = chain.map_err(|error| self.refused(error))?;
         let pair = Pair {
             chain: parse_chain(chain.as_bytes()).map_err(|wanted| AcmeError::Chain { wanted })?,
             key: rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
@@ -109,30 +114,35 @@ impl AcmeClient {
     }
 
     /// A new order, under a new account if the directory does not know the kept one any more.
-    async fn order(&self, identifiers: &[Identifier]) -> Result<Order, AcmeError> {
+    async fn order(&self, https: &Https, identifiers: &[Identifier]) -> Result<Order, AcmeError> {
         let mut wanted = NewOrder::new(identifiers);
         if let Some(profile) = &self.settings.profile {
             wanted = wanted.profile(profile);
         }
-        match self.account().await?.new_order(&wanted).await {
+        let account = self.account(https).await?;
+        match with_fresh_nonce!(account.new_order(&wanted)) {
             Err(error) if error::is_of_type(&error, "accountDoesNotExist") => {
                 tracing::info!("the ACME directory does not know the kept account any more; a new one is made");
-                self.create_account().await?.new_order(&wanted).await
+                let account = self.create_account(https).await?;
+                with_fresh_nonce!(account.new_order(&wanted))
             }
             ordered => ordered,
         }
         .map_err(|error| self.refused(error))
     }
 
-    async fn account(&self) -> Result<Account, AcmeError> {
+    async fn account(&self, https: &Https) -> Result<Account, AcmeError> {
         let Some(mut kept) = self.kept_account().filter(|kept| kept.external_account == self.external_account_id()) else {
-            return self.create_account().await;
+            return self.create_account(https).await;
         };
-        let Ok(credentials) = serde_json::from_value(kept.credentials.clone()) else { return self.create_account().await };
-        let account = self.builder().from_credentials(credentials).await.map_err(|error| self.refused(error))?;
+        let Ok(credentials) = serde_json::from_value(kept.credentials.clone()) else {
+            return self.create_account(https).await;
+        };
+        let account = builder(https).from_credentials(credentials).await.map_err(|error| self.refused(error))?;
         if kept.contact != self.settings.contact {
             let contacts = self.contacts();
-            let updated = account.update_contacts(&contacts.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            let contacts: Vec<&str> = contacts.iter().map(String::as_str).collect();
+            let updated = with_fresh_nonce!(account.update_contacts(&contacts));
             updated.map_err(|error| self.refused(error))?;
             kept.contact.clone_from(&self.settings.contact);
             self.keep_account(&kept)?;
@@ -140,7 +150,7 @@ impl AcmeClient {
         Ok(account)
     }
 
-    async fn create_account(&self) -> Result<Account, AcmeError> {
+    async fn create_account(&self, https: &Https) -> Result<Account, AcmeError> {
         let contacts = self.contacts();
         let new = NewAccount {
             contact: &contacts.iter().map(String::as_str).collect::<Vec<_>>(),
@@ -150,16 +160,12 @@ impl AcmeClient {
         };
         let external = self.settings.external_account.as_ref();
         let external = external.map(|account| ExternalAccountKey::new(account.key_id.clone(), &account.key));
-        let created = self.builder().create(&new, self.settings.directory.clone(), external.as_ref()).await;
+        let created = with_fresh_nonce!(builder(https).create(&new, self.settings.directory.clone(), external.as_ref()));
         let (account, credentials) = created.map_err(|error| error::refused(&self.settings, &error, true))?;
         let credentials = serde_json::to_value(&credentials).map_err(|error| self.refused(error.into()))?;
         let (contact, external_account) = (self.settings.contact.clone(), self.external_account_id().to_owned());
         self.keep_account(&KeptAccount { contact, external_account, credentials })?;
         Ok(account)
-    }
-
-    fn builder(&self) -> AccountBuilder {
-        Account::builder_with_http(Box::new(Https::new(Arc::clone(&self.tls))))
     }
 
     fn contacts(&self) -> Vec<String> {
@@ -191,6 +197,8 @@ impl AcmeClient {
 
     /// Answers the challenges of an order, and waits until the directory has checked them.
     async fn prove(&self, order: &mut Order, challenges: &Challenges, now: SystemTime) -> Result<(), AcmeError> {
+        // All before one is answered: those that are here are not asked for again, so a repetition skips none.
+        with_fresh_nonce!(fetch_authorizations(order)).map_err(|error| self.refused(error))?;
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let authorization = authorization.map_err(|error| self.refused(error))?;
@@ -201,7 +209,7 @@ impl AcmeClient {
                 status => return Err(self.failed(authorization.identifier().to_string(), format!("it is {status:?}"))),
             }
         }
-        match order.poll_ready(&POLLING).await {
+        match with_fresh_nonce!(order.poll_ready(&POLLING)) {
             Ok(OrderStatus::Ready) => Ok(()),
             Ok(_) | Err(instant_acme::Error::Api(_)) => Err(self.why_not_ready(order).await),
             Err(error) => Err(self.refused(error)),
@@ -232,7 +240,7 @@ impl AcmeClient {
                 challenges.expect_handshake(&domain, Arc::new(certified_challenge(&minted.into_pair())?));
             }
         }
-        challenge.set_ready().await.map_err(|error| self.refused(error))
+        with_fresh_nonce!(challenge.set_ready()).map_err(|error| self.refused(error))
     }
 
     /// Which challenge failed, in the directory's words.
@@ -241,8 +249,10 @@ impl AcmeClient {
         let mut authorizations = order.authorizations();
         while let Some(Ok(mut authorization)) = authorizations.next().await {
             let domain = authorization.identifier().to_string();
-            let Ok(state) = authorization.refresh().await else { continue };
-            if let Some(problem) = state.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
+            if with_fresh_nonce!(authorization.refresh()).is_err() {
+                continue;
+            }
+            if let Some(problem) = authorization.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
                 return self.failed(domain, error::text_of(problem));
             }
         }
@@ -256,6 +266,18 @@ impl AcmeClient {
     fn refused(&self, error: instant_acme::Error) -> AcmeError {
         error::refused(&self.settings, &error, false)
     }
+}
+
+async fn fetch_authorizations(order: &mut Order) -> Result<(), instant_acme::Error> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        authorization?;
+    }
+    Ok(())
+}
+
+fn builder(https: &Https) -> AccountBuilder {
+    Account::builder_with_http(Box::new(https.clone()))
 }
 
 fn identifier(domain: &str) -> Identifier {

@@ -2,21 +2,18 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{CertificateError, Pair};
+use crate::lifecycle::file_stamp::FileStamp;
 
 /// Most certificates in a chain, and largest file worth reading.
 const CHAIN_LEN_MAX: usize = 16;
 const FILE_LEN_MAX: u64 = 1024 * 1024;
-
-/// What tells one version of the files from another.
-pub(super) type Stamp = [Option<(SystemTime, u64, u64)>; 2];
 
 /// Where a pair stands. The fields are named in errors.
 #[derive(Debug, Clone)]
@@ -37,12 +34,9 @@ impl Files {
         Self { cert: file.clone(), key: file, fields: [field, field] }
     }
 
-    /// Links are followed, so that a link that is changed counts.
-    pub(super) fn stamp(&self) -> Stamp {
-        [&self.cert, &self.key].map(|path| {
-            let metadata = fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
-        })
+    /// The versions of both that are there now.
+    pub(super) fn stamp(&self) -> [FileStamp; 2] {
+        [&self.cert, &self.key].map(|path| FileStamp::of(path))
     }
 
     pub(super) fn load(&self) -> Result<Pair, CertificateError> {

@@ -167,17 +167,16 @@ async fn http_1_1_is_chosen_when_offered_and_nothing_else_is() {
 struct Kept {
     config: Arc<ServerConfig>,
     metrics: IngressMetrics,
-    cancel: CancellationToken,
-    tracker: TaskTracker,
+    tasks: Tasks,
 }
 
 impl Kept {
     fn new(tls: &Tls) -> Self {
         let certificate = load(tls, &["node.example"]).unwrap();
         let config = certificate.server_config().unwrap();
-        let (metrics, cancel, tracker) = (IngressMetrics::default(), CancellationToken::new(), TaskTracker::new());
-        tracker.spawn(certificate.keep(cancel.clone(), metrics.clone(), wall_clock));
-        Self { config, metrics, cancel, tracker }
+        let (metrics, tasks) = (IngressMetrics::default(), Tasks::default());
+        tasks.tracker.spawn(certificate.keep(tasks.clone(), metrics.clone(), wall_clock));
+        Self { config, metrics, tasks }
     }
 
     /// Paused time runs by itself while everybody waits.
@@ -192,9 +191,7 @@ impl Kept {
     }
 
     async fn end(self) {
-        self.cancel.cancel();
-        self.tracker.close();
-        self.tracker.wait().await;
+        self.tasks.end(LOOK_PERIOD).await.unwrap();
     }
 }
 
