@@ -1,62 +1,21 @@
 //! One connection: login, frames, limits, and every way it ends.
 
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_client::{
-    CONNECT_TIMEOUT, ClientBuilder, ConfigError, ConnectError, Connection, ConnectionError, Endpoint, Event, Phase, PingError,
-    READ_TIMEOUT, SendError, WRITE_STALL_MAX,
+    CONNECT_TIMEOUT, ClientBuilder, ConnectError, Connection, ConnectionError, Endpoint, Event, Phase, PingError, READ_TIMEOUT,
+    SendError, WRITE_STALL_MAX,
 };
 use causeway_proto::derp::decoder::DecodeError;
 use causeway_proto::derp::encoder::to_bytes;
 use causeway_proto::derp::frame::{Frame, PeerGoneReason, PresentFlags};
 use causeway_proto::derp::info::ServerInfo;
-use causeway_proto::derpmap::NodeAddress;
-use causeway_proto::id::RegionId;
 use causeway_proto::key::{MeshKey, NodePrivate, NodePublic};
 use causeway_proto::limits::PACKET_LEN_MAX;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::server::{Ca, Options, Server, Session, answer_once, map_of, refused_addr, silent_listener};
-
-/// What every test needs.
-struct Fixture {
-    ca: Ca,
-    server: Server,
-    tasks: TaskTracker,
-    cancel: CancellationToken,
-}
-
-impl Fixture {
-    async fn new(options: Options) -> Self {
-        let ca = Ca::new();
-        let server = Server::start(&ca, options).await;
-        Self { ca, server, tasks: TaskTracker::new(), cancel: CancellationToken::new() }
-    }
-
-    fn builder(&self) -> ClientBuilder {
-        let builder = ClientBuilder::new(NodePrivate::generate()).trust(self.ca.trust());
-        builder.endpoint(self.server.endpoint()).preferred(false)
-    }
-
-    async fn try_connect(&self, builder: &ClientBuilder) -> Result<Connection, ConnectError> {
-        builder.connect(&self.tasks, &self.cancel).await
-    }
-
-    /// A connection and the server's end of it.
-    async fn connect(&mut self, builder: &ClientBuilder) -> (Connection, Session) {
-        let connection = self.try_connect(builder).await.expect("connects");
-        (connection, self.server.accept().await)
-    }
-
-    async fn plain_pair(&mut self) -> (Connection, Session) {
-        let builder = self.builder();
-        self.connect(&builder).await
-    }
-}
+use crate::server::{Fixture, Options, answer_once, silent_listener};
 
 fn some_key() -> NodePublic {
     NodePrivate::generate().public()
@@ -450,21 +409,6 @@ async fn a_refused_login_an_answer_of_another_kind_and_garbage_are_told_apart() 
 }
 
 #[tokio::test]
-async fn nobody_there_and_plain_http_beyond_loopback_are_told() {
-    let f = Fixture::new(Options::default()).await;
-    let addr = refused_addr().await;
-    let error = f.try_connect(&f.builder().endpoint(Endpoint::at(addr, "relay.test"))).await.expect_err("nobody");
-    assert!(matches!(error, ConnectError::Dial { addr: tried, .. } if tried == addr), "{error}");
-
-    let far = "192.0.2.1:443".parse().expect("address");
-    let error = f.try_connect(&f.builder().endpoint(Endpoint::at(far, "relay.test").plain())).await.expect_err("not loopback");
-    assert!(matches!(error, ConnectError::PlainNotLoopback(addr) if addr == far), "{error}");
-
-    let error = f.try_connect(&ClientBuilder::new(NodePrivate::generate())).await.expect_err("nowhere");
-    assert!(matches!(error, ConnectError::Config(ConfigError::NoServer)) && error.is_permanent(), "{error}");
-}
-
-#[tokio::test]
 async fn a_silent_server_is_given_up_after_ten_seconds() {
     let f = Fixture::new(Options::default()).await;
     for plain in [true, false] {
@@ -482,110 +426,4 @@ async fn a_silent_server_is_given_up_after_ten_seconds() {
         assert!(start.elapsed() < CONNECT_TIMEOUT + Duration::from_secs(1));
         tokio::time::resume();
     }
-}
-
-#[tokio::test]
-async fn nodes_of_a_region_are_tried_in_order_and_a_substitute_is_told_the_ideal_node() {
-    let ca = Ca::new();
-    let mut first = Server::start(&ca, Options::default()).await;
-    let mut second = Server::start(&ca, Options::default()).await;
-    let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-    let mut dead = first.node("dead", 1);
-    dead.derp_port = refused_addr().await.port().into();
-    let mut stun_only = first.node("stun only", 1);
-    stun_only.stun_only = true;
-    let builder = ClientBuilder::new(NodePrivate::generate()).trust(ca.trust());
-
-    let map = map_of(vec![(1, vec![first.node("1a", 1), second.node("1b", 1)])]);
-    let connection = builder.clone().region(map, RegionId(1)).connect(&tasks, &cancel).await.expect("first node");
-    assert_eq!(connection.info().node, "1a");
-    assert_eq!(first.accept().await.head.ideal_node(), None);
-
-    let map = map_of(vec![(1, vec![dead, stun_only, second.node("1b", 1)])]);
-    let connection = builder.clone().region(Arc::clone(&map), RegionId(1)).connect(&tasks, &cancel).await.expect("third node");
-    assert_eq!(connection.info().node, "1b");
-    assert_eq!(second.accept().await.head.ideal_node(), Some("dead"));
-
-    // A node that refuses the login is passed over as well.
-    first.refuse(true);
-    let both = map_of(vec![(1, vec![first.node("1a", 1), second.node("1b", 1)])]);
-    let connection = builder.clone().region(both, RegionId(1)).connect(&tasks, &cancel).await.expect("second node");
-    assert_eq!(connection.info().node, "1b");
-
-    let error = builder.clone().region(Arc::clone(&map), RegionId(7)).connect(&tasks, &cancel).await.expect_err("no region");
-    assert!(matches!(error, ConnectError::Config(ConfigError::NoRegion(_))), "{error}");
-    let error = builder.nearest(map).connect(&tasks, &cancel).await.expect_err("which?");
-    assert!(matches!(error, ConnectError::Config(ConfigError::NearestNeedsClient)), "{error}");
-}
-
-#[tokio::test]
-async fn a_family_that_does_not_connect_leaves_it_to_the_other() {
-    let mut f = Fixture::new(Options::default()).await;
-    let mut endpoint = f.server.endpoint();
-    // Nobody listens there, or the host has no IPv6 at all: either way IPv4 follows.
-    endpoint.ipv6 = NodeAddress::Fixed(Ipv6Addr::LOCALHOST);
-    let builder = f.builder().endpoint(endpoint);
-    let (connection, _session) = f.connect(&builder).await;
-    assert_eq!(connection.info().remote_addr, f.server.addr);
-
-    let mut nowhere = f.server.endpoint();
-    nowhere.ipv4 = NodeAddress::Disabled;
-    let error = f.try_connect(&f.builder().endpoint(nowhere)).await.expect_err("no family");
-    assert!(matches!(error, ConnectError::NoFamily(_)), "{error}");
-}
-
-#[tokio::test]
-async fn of_two_families_that_answer_ipv6_is_taken() {
-    let Ok(v6) = tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await else {
-        eprintln!("skipped: this host has no IPv6");
-        return;
-    };
-    let port = v6.local_addr().expect("bound").port();
-    let Ok(v4) = tokio::net::TcpListener::bind(("127.0.0.1", port)).await else {
-        eprintln!("skipped: port {port} is taken on IPv4");
-        return;
-    };
-    let f = Fixture::new(Options::default()).await;
-    let mut endpoint = Endpoint::at(v4.local_addr().expect("bound"), "relay.test").plain();
-    endpoint.ipv6 = NodeAddress::Fixed(Ipv6Addr::LOCALHOST);
-    let (builder, tasks, cancel) = (f.builder().endpoint(endpoint), f.tasks.clone(), f.cancel.clone());
-    f.tasks.spawn(async move { builder.connect(&tasks, &cancel).await.map(drop) });
-    tokio::select! {
-        biased;
-        dialled = v4.accept() => panic!("IPv4 was not held back: {dialled:?}"),
-        dialled = v6.accept() => drop(dialled.expect("accepts")),
-    }
-    f.cancel.cancel();
-}
-
-#[tokio::test]
-async fn a_name_is_looked_up() {
-    let mut f = Fixture::new(Options { host_name: "localhost", ..Options::default() }).await;
-    let builder = f.builder().endpoint(Endpoint::new(&format!("localhost:{}", f.server.addr.port())).expect("address"));
-    let (connection, session) = f.connect(&builder).await;
-    assert!(connection.info().remote_addr.ip().is_loopback());
-    assert_eq!(session.head.header("Host"), Some(format!("localhost:{}", f.server.addr.port()).as_str()));
-
-    // Longer than a label may be: refused without asking any DNS server.
-    let impossible = "x".repeat(64);
-    let builder = f.builder().endpoint(Endpoint::new(&format!("{impossible}:443")).expect("address"));
-    let error = f.try_connect(&builder).await.expect_err("no such name");
-    assert!(matches!(&error, ConnectError::Resolve { host, .. } if *host == impossible), "{error}");
-}
-
-#[tokio::test]
-async fn a_fixed_address_needs_no_dns() {
-    // As in a map with `IPv4` and a `HostName` that no DNS knows: IPv6 is left to DNS, which fails.
-    let mut f = Fixture::new(Options { tls: false, ..Options::default() }).await;
-    let mut endpoint = f.server.endpoint();
-    endpoint.host_name = "x".repeat(64);
-    endpoint.ipv6 = NodeAddress::Dns;
-    let builder = f.builder().endpoint(endpoint.clone());
-    let (connection, _session) = f.connect(&builder).await;
-    assert_eq!(connection.info().remote_addr, f.server.addr);
-
-    // And it is the fixed address that an error is about.
-    endpoint.port = refused_addr().await.port();
-    let error = f.try_connect(&f.builder().endpoint(endpoint)).await.expect_err("nobody there");
-    assert!(matches!(error, ConnectError::Dial { .. }), "{error}");
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::unwrap_in_result, clippy::print_stderr, reason = "tests")]
 
 mod connection;
+mod dial;
 mod netcheck;
 mod proxy;
 mod reconnect;

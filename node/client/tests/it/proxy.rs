@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::server::{Ca, HOST_NAME, Options, Server, map_of};
+use crate::server::{Ca, Fixture, HOST_NAME, Options, map_of};
 
 /// `user:pass word`
 const AUTHORIZATION: &str = "Basic dXNlcjpwYXNzIHdvcmQ=";
@@ -106,30 +106,15 @@ fn tls_of(ca: &Ca) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config.unwrap()))
 }
 
-struct Fixture {
-    ca: Ca,
-    server: Server,
-    tasks: TaskTracker,
-    cancel: CancellationToken,
+/// To the server under a name that only the proxy can resolve: nothing gets there without it.
+fn through(f: &Fixture, proxy: Proxy) -> ClientBuilder {
+    let mut endpoint = Endpoint::new(&target(f)).unwrap();
+    endpoint.name = "900a".to_owned();
+    f.builder().endpoint(endpoint).proxy(proxy)
 }
 
-impl Fixture {
-    async fn new(options: Options) -> Self {
-        let ca = Ca::new();
-        let server = Server::start(&ca, options).await;
-        Self { ca, server, tasks: TaskTracker::new(), cancel: CancellationToken::new() }
-    }
-
-    /// To the server under a name that only the proxy can resolve: nothing gets there without it.
-    fn builder(&self, proxy: Proxy) -> ClientBuilder {
-        let mut endpoint = Endpoint::new(&self.target()).unwrap();
-        endpoint.name = "900a".to_owned();
-        ClientBuilder::new(NodePrivate::generate()).trust(self.ca.trust()).endpoint(endpoint).preferred(false).proxy(proxy)
-    }
-
-    fn target(&self) -> String {
-        format!("{HOST_NAME}:{}", self.server.addr.port())
-    }
+fn target(f: &Fixture) -> String {
+    format!("{HOST_NAME}:{}", f.server.addr.port())
 }
 
 #[tokio::test]
@@ -137,10 +122,10 @@ async fn a_server_is_reached_through_a_proxy_over_tcp_and_over_tls() {
     for scheme in ["http", "https"] {
         let mut f = Fixture::new(Options::default()).await;
         let mut proxy = ConnectProxy::start((scheme == "https").then(|| tls_of(&f.ca))).await;
-        let builder = f.builder(Proxy::new(&proxy.url(scheme)).unwrap());
+        let builder = through(&f, Proxy::new(&proxy.url(scheme)).unwrap());
         let mut connection = builder.connect(&f.tasks, &f.cancel).await.unwrap();
         let mut session = f.server.accept().await;
-        assert_eq!(proxy.asked.recv().await, Some((f.target(), 200)));
+        assert_eq!(proxy.asked.recv().await, Some((target(&f), 200)));
         assert!(connection.info().fast_start && connection.info().remote_addr == proxy.addr);
 
         let key = NodePrivate::generate().public();
@@ -157,13 +142,13 @@ async fn what_the_proxy_refuses_is_told_without_the_password() {
     let f = Fixture::new(Options::default()).await;
     let proxy = ConnectProxy::start(None).await;
     let connect = async |url: &str| {
-        let error = f.builder(Proxy::new(url).unwrap()).connect(&f.tasks, &f.cancel).await.expect_err("refused");
+        let error = through(&f, Proxy::new(url).unwrap()).connect(&f.tasks, &f.cancel).await.expect_err("refused");
         assert!(!error.to_string().contains("word"), "{error}");
         error
     };
     let error = connect(&format!("http://user:wrongword@{}", proxy.addr)).await;
     assert!(matches!(&error, ConnectError::Proxy { why, .. } if why == "HTTP status 407"), "{error}");
-    assert!(error.to_string().contains(&proxy.addr.to_string()) && error.to_string().contains(&f.target()), "{error}");
+    assert!(error.to_string().contains(&proxy.addr.to_string()) && error.to_string().contains(&target(&f)), "{error}");
 
     let error = connect(&format!("http://{}", crate::server::refused_addr().await)).await;
     assert!(matches!(error, ConnectError::Dial { .. }), "{error}");
@@ -181,7 +166,7 @@ async fn a_server_that_is_not_behind_the_proxy_is_dialled_directly() {
     let mut f = Fixture::new(Options::default()).await;
     let mut proxy = ConnectProxy::start(None).await;
     let bypassed = Proxy::new(&proxy.url("http")).unwrap().bypassed_for("other.test, .test");
-    let direct = f.builder(bypassed).endpoint(f.server.endpoint());
+    let direct = through(&f, bypassed).endpoint(f.server.endpoint());
     let connection = direct.connect(&f.tasks, &f.cancel).await.unwrap();
     assert_eq!(connection.info().remote_addr, f.server.addr);
     f.server.accept().await;
@@ -206,8 +191,8 @@ async fn where_udp_does_not_pass_regions_are_measured_and_homes_found_through_th
     assert!(matches!(client.recv().await, Some(ClientEvent::Connected { region: Some(RegionId(1)), .. })));
     f.server.accept().await;
     let mut asked = Vec::new();
-    while let Ok((target, status)) = proxy.asked.try_recv() {
-        asked.push((target == f.target(), status));
+    while let Ok((wanted, status)) = proxy.asked.try_recv() {
+        asked.push((wanted == target(&f), status));
     }
     asked.sort_unstable();
     assert_eq!(asked, [(false, 502), (true, 200), (true, 200)], "one measurement each, one connection");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use causeway_client::{Endpoint, Trust};
+use causeway_client::{ClientBuilder, ConnectError, Connection, Endpoint, Trust};
 use causeway_proto::derp::decoder::Decoder;
 use causeway_proto::derp::encoder::to_bytes;
 use causeway_proto::derp::frame::Frame;
@@ -215,6 +215,42 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.cancel.cancel();
+    }
+}
+
+/// One server, and what clients of it need.
+pub(crate) struct Fixture {
+    pub(crate) ca: Ca,
+    pub(crate) server: Server,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Fixture {
+    pub(crate) async fn new(options: Options) -> Self {
+        let ca = Ca::new();
+        let server = Server::start(&ca, options).await;
+        Self { ca, server, tasks: TaskTracker::new(), cancel: CancellationToken::new() }
+    }
+
+    pub(crate) fn builder(&self) -> ClientBuilder {
+        let builder = ClientBuilder::new(NodePrivate::generate()).trust(self.ca.trust());
+        builder.endpoint(self.server.endpoint()).preferred(false)
+    }
+
+    pub(crate) async fn try_connect(&self, builder: &ClientBuilder) -> Result<Connection, ConnectError> {
+        builder.connect(&self.tasks, &self.cancel).await
+    }
+
+    /// A connection and the server's end of it.
+    pub(crate) async fn connect(&mut self, builder: &ClientBuilder) -> (Connection, Session) {
+        let connection = self.try_connect(builder).await.expect("connects");
+        (connection, self.server.accept().await)
+    }
+
+    pub(crate) async fn plain_pair(&mut self) -> (Connection, Session) {
+        let builder = self.builder();
+        self.connect(&builder).await
     }
 }
 
