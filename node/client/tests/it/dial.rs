@@ -1,13 +1,15 @@
 //! How a server is found: the nodes of a region in order, names, both families.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use causeway_client::{ClientBuilder, ConfigError, ConnectError, Endpoint};
+use causeway_client::{ClientBuilder, ConfigError, ConnectError, Endpoint, NODE_DIAL_TIMEOUT};
 use causeway_proto::derpmap::NodeAddress;
 use causeway_proto::id::RegionId;
 use causeway_proto::key::NodePrivate;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -100,6 +102,60 @@ async fn of_two_families_that_answer_ipv6_is_taken() {
         dialled = v6.accept() => drop(dialled.expect("accepts")),
     }
     f.cancel.cancel();
+}
+
+/// A port that neither answers nor refuses.
+struct Silent {
+    addr: SocketAddr,
+    _full: TcpListener,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Silent {
+    /// Fills the backlog of a listener: what comes then is dropped without a word. `None` where the address cannot be had.
+    async fn at(addr: SocketAddr) -> Option<Self> {
+        let socket = if addr.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }.ok()?;
+        socket.bind(addr).ok()?;
+        let full = socket.listen(0).ok()?;
+        let (addr, mut waiting) = (full.local_addr().ok()?, Vec::new());
+        while let Ok(connected) = timeout(NODE_DIAL_TIMEOUT, TcpStream::connect(addr)).await {
+            waiting.push(connected.expect("no refusal"));
+        }
+        Some(Self { addr, _full: full, _waiting: waiting })
+    }
+}
+
+#[tokio::test]
+async fn a_silent_ipv6_address_costs_its_head_start_and_no_more() {
+    let mut f = Fixture::new(Options::default()).await;
+    let Some(_silent) = Silent::at((Ipv6Addr::LOCALHOST, f.server.addr.port()).into()).await else {
+        eprintln!("skipped: this host has no IPv6, or the port is taken there");
+        return;
+    };
+    let mut endpoint = f.server.endpoint();
+    endpoint.ipv6 = NodeAddress::Fixed(Ipv6Addr::LOCALHOST);
+    let builder = f.builder().endpoint(endpoint);
+    let started = Instant::now();
+    let (connection, _session) = f.connect(&builder).await;
+    let took = started.elapsed();
+    assert_eq!(connection.info().remote_addr, f.server.addr);
+    // IPv4 is held back for 200 ms; a node has 1.5 s altogether.
+    assert!((Duration::from_millis(200)..NODE_DIAL_TIMEOUT).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_silent_node_costs_its_time_and_then_the_next_gets_its_turn() {
+    let mut f = Fixture::new(Options::default()).await;
+    let silent = Silent::at(([127, 0, 0, 1], 0).into()).await.expect("loopback");
+    let mut first = f.server.node("1a", 1);
+    first.derp_port = silent.addr.port().into();
+    let map = map_of(vec![(1, vec![first, f.server.node("1b", 1)])]);
+    let builder = f.builder().region(map, RegionId(1));
+    let started = Instant::now();
+    let (connection, session) = f.connect(&builder).await;
+    let took = started.elapsed();
+    assert_eq!((connection.info().node.as_str(), session.head.ideal_node()), ("1b", Some("1a")));
+    assert!((NODE_DIAL_TIMEOUT..2 * NODE_DIAL_TIMEOUT).contains(&took), "{took:?}");
 }
 
 #[tokio::test]
