@@ -123,23 +123,34 @@ func (t *trial) connect(node *tailcfg.DERPNode) (*stock, error) {
 
 func (t *trial) connectWith(node *tailcfg.DERPNode, private key.NodePrivate, configure func(*derphttp.Client)) (*stock, error) {
 	region := &tailcfg.DERPRegion{RegionID: node.RegionID, RegionCode: node.Name, Nodes: []*tailcfg.DERPNode{node}}
-	c := derphttp.NewRegionClient(private, t.logf, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region })
-	c.TLSConfig = &tls.Config{RootCAs: t.roots}
-	c.SetCanAckPings(true)
+	return t.connectRegion(region, private, configure)
+}
+
+// connectRegion logs in at the first node of the region that takes a connection.
+func (t *trial) connectRegion(region *tailcfg.DERPRegion, private key.NodePrivate, configure func(*derphttp.Client)) (*stock, error) {
+	c := t.newClient(region, private)
 	if configure != nil {
 		configure(c)
 	}
-	t.close = append(t.close, func() { _ = c.Close() })
 	if err := c.Connect(t.ctx); err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", node.Name, err)
+		return nil, fmt.Errorf("connect to %s: %w", region.RegionCode, err)
 	}
 	s := &stock{Client: c, public: private.Public()}
 	// Recv dials anew after a failure; a receiver that stops at the first error keeps that from being hidden.
 	s.receiver = receive(c.Recv)
 	if _, err := expect[derp.ServerInfoMessage](t.ctx, s.receiver); err != nil {
-		return nil, fmt.Errorf("login at %s: %w", node.Name, err)
+		return nil, fmt.Errorf("login at %s: %w", region.RegionCode, err)
 	}
 	return s, nil
+}
+
+// newClient makes a stock client of a region that has not dialled yet.
+func (t *trial) newClient(region *tailcfg.DERPRegion, private key.NodePrivate) *derphttp.Client {
+	c := derphttp.NewRegionClient(private, t.logf, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region })
+	c.TLSConfig = &tls.Config{RootCAs: t.roots}
+	c.SetCanAckPings(true)
+	t.close = append(t.close, func() { _ = c.Close() })
+	return c
 }
 
 // send sends one packet. Tailscale's HTTP client returns nil even for a failed write, so only arrival proves it.

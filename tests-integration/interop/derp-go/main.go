@@ -40,6 +40,8 @@ func main() {
 	mapSource := flag.String("map", "", "DERP map: an http(s) URL or a file (required)")
 	caFile := flag.String("ca", "", "PEM file with the CA that signed the nodes' certificates")
 	meshKeyFile := flag.String("mesh-key-file", "", "file with the DERP mesh key (64 hex digits); mesh scenarios need it")
+	home := flag.Int("home", 0, "of `talk` and `stay`: the region that is this client's home")
+	peerHome := flag.Int("peer-home", 0, "of `talk` and `stay`: the region that is its peer's home")
 	settle := flag.Duration("settle", 100*time.Millisecond, "pause between the answer to a login and the first packet")
 	timeout := flag.Duration("timeout", 15*time.Second, "limit for one scenario")
 	long := flag.Bool("long", false, "`all` includes scenarios that take minutes by themselves")
@@ -64,7 +66,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	e.settle = *settle
+	e.settle, e.home, e.peerHome = *settle, *home, *peerHome
 	if *verbose {
 		e.logf = log.Printf
 	}
@@ -95,7 +97,7 @@ func chooseScenarios(names []string, long bool) ([]scenario, error) {
 		return nil, errors.New("name at least one scenario, or `all`")
 	}
 	if len(names) == 1 && names[0] == "all" {
-		return slices.DeleteFunc(slices.Clone(scenarios), func(s scenario) bool { return s.long && !long }), nil
+		return slices.DeleteFunc(slices.Clone(scenarios), func(s scenario) bool { return s.apart || s.long && !long }), nil
 	}
 	var chosen []scenario
 next:
@@ -155,11 +157,14 @@ func report(r result, asJSON bool) {
 
 // env is what all scenarios share.
 type env struct {
-	regions []*tailcfg.DERPRegion // by region id, each with at least one relay node
-	roots   *x509.CertPool        // nil: system roots
-	meshKey key.DERPMesh          // zero: none given
-	settle  time.Duration
-	logf    func(format string, args ...any)
+	regions  []*tailcfg.DERPRegion       // by region id, each with at least one relay node
+	listed   map[int]*tailcfg.DERPRegion // the whole map, with nodes of other regions
+	home     int                         // of `talk` and `stay`; 0: not given
+	peerHome int
+	roots    *x509.CertPool // nil: system roots
+	meshKey  key.DERPMesh   // zero: none given
+	settle   time.Duration
+	logf     func(format string, args ...any)
 }
 
 func newEnv(mapSource, caFile, meshKeyFile string) (*env, error) {
@@ -191,6 +196,7 @@ func newEnv(mapSource, caFile, meshKeyFile string) (*env, error) {
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return nil, fmt.Errorf("-map: %s is not a DERP map: %w", mapSource, err)
 	}
+	e.listed = m.Regions
 	for _, id := range m.RegionIDs() {
 		region := m.Regions[id].Clone()
 		var relays []*tailcfg.DERPNode

@@ -20,6 +20,7 @@ type needs struct {
 	regions int
 	nodes   int // in one region
 	meshKey bool
+	homes   bool
 }
 
 func (n needs) unmet(e *env) string {
@@ -34,6 +35,8 @@ func (n needs) unmet(e *env) string {
 		return fmt.Sprintf("needs a region with %d nodes", n.nodes)
 	case n.meshKey && e.meshKey.IsZero():
 		return "needs -mesh-key-file"
+	case n.homes && (e.listed[e.home] == nil || e.listed[e.peerHome] == nil):
+		return "needs -home and -peer-home, both regions of the map"
 	}
 	return ""
 }
@@ -47,6 +50,8 @@ type scenario struct {
 	limit time.Duration
 	// long is not part of `all`, unless -long is given.
 	long bool
+	// apart is never part of `all`.
+	apart bool
 }
 
 // burstLen is what a stock server's queue for one client holds: none of that many packets may be lost.
@@ -89,6 +94,7 @@ var scenarios = []scenario{
 	{name: "mesh-close-peer-all", what: "and all connections of a key", needs: needs{meshKey: true}, run: meshClosePeerAll},
 	{name: "mesh-wrong-key", what: "a login with another mesh key is an ordinary client: watching ends the connection", run: meshWrongKey},
 	{name: "idle", what: "a client that says nothing stays connected for more than five minutes", run: idle, limit: 7 * time.Minute, long: true},
+	{name: "talk", what: "one of two clients in processes of their own, each told the other's key by `peer KEY` on standard input", needs: needs{homes: true}, run: talk, limit: time.Minute, apart: true},
 }
 
 func (t *trial) node(region int) *tailcfg.DERPNode { return t.regions[region].Nodes[0] }

@@ -37,7 +37,7 @@ fn shown(map: &DerpMap) -> String {
     map.regions.iter().map(|(id, region)| format!("{id}: {}", names(&region.nodes))).collect::<Vec<_>>().join(" | ")
 }
 
-async fn wait_shown(cluster: &Cluster, nodes: &[&str], wanted: &str) -> anyhow::Result<Arc<DerpMap>> {
+pub(crate) async fn wait_shown(cluster: &Cluster, nodes: &[&str], wanted: &str) -> anyhow::Result<Arc<DerpMap>> {
     let mut map = DerpMap::default();
     for node in nodes {
         let waited = wait_for(&format!("{node} to serve {wanted}"), UNLISTED, async || {
@@ -56,7 +56,7 @@ async fn leader(cluster: &Cluster) -> anyhow::Result<String> {
 }
 
 /// Sets how the map is made.
-async fn apply(cluster: &Cluster, settings: &str) -> anyhow::Result<serde_json::Value> {
+pub(crate) async fn apply(cluster: &Cluster, settings: &str) -> anyhow::Result<serde_json::Value> {
     let file = cluster.dir().join("map.toml");
     std::fs::write(&file, settings)?;
     let applied = cluster.causeway_json(&leader(cluster).await?, &["derpmap", "apply", file.to_str().context("path")?]).await?;

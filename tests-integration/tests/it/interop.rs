@@ -11,6 +11,8 @@ use causeway_tests_integration::files::write_private;
 use causeway_tests_integration::go;
 use causeway_tests_integration::logs::Expected;
 use causeway_tests_integration::programs::repository;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdout};
 
 /// Set by `make soak`: what takes minutes by itself runs as well.
 const LONG_VARIABLE: &str = "CAUSEWAY_LONG_TESTS";
@@ -29,6 +31,52 @@ pub(crate) fn derp_go(into: &Path) -> anyhow::Result<Option<PathBuf>> {
         .output()?;
     ensure!(output.status.success(), "derp-go does not build: {}", String::from_utf8_lossy(&output.stderr));
     Ok(Some(program))
+}
+
+/// One of two stock clients that run in processes of their own and are told of each other. It is killed on drop.
+pub(crate) struct StockClient {
+    process: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl StockClient {
+    /// Starts `scenario` of `derp_go`, which is run as `command` says, with its home and its peer's in `map`.
+    pub(crate) fn start(
+        mut command: Command,
+        cluster: &Cluster,
+        map: &Path,
+        homes: [&str; 2],
+        scenario: &str,
+    ) -> anyhow::Result<Self> {
+        command.arg("-map").arg(map).arg("-ca").arg(&cluster.ready().ca_file);
+        command.args(["-home", homes[0], "-peer-home", homes[1], scenario]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
+        let output = BufReader::new(process.stdout.take().context("piped")?);
+        Ok(Self { process, output })
+    }
+
+    /// What its next line says after `start`.
+    pub(crate) async fn line(&mut self, start: &str) -> anyhow::Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).await?;
+        let said = line.trim().strip_prefix(start).map(str::to_owned);
+        said.with_context(|| format!("the stock client says {line:?} instead of {start}"))
+    }
+
+    /// Tells it the other's key.
+    pub(crate) async fn meet(&mut self, peer: &str) -> anyhow::Result<()> {
+        let input = self.process.stdin.as_mut().context("piped")?;
+        Ok(input.write_all(format!("peer {peer}\n").as_bytes()).await?)
+    }
+
+    /// Closes its input. What it says then, and whether it is content.
+    pub(crate) async fn end(mut self) -> anyhow::Result<(bool, String)> {
+        drop(self.process.stdin.take());
+        let mut said = String::new();
+        self.output.read_to_string(&mut said).await?;
+        Ok((self.process.wait().await?.success(), said))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,7 @@ mod operator;
 mod presence;
 mod proxies;
 mod self_signed;
+mod silent_regions;
 mod standalone;
 mod startup_errors;
 mod stun;
