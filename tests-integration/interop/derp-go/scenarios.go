@@ -95,6 +95,7 @@ var scenarios = []scenario{
 	{name: "mesh-wrong-key", what: "a login with another mesh key is an ordinary client: watching ends the connection", run: meshWrongKey},
 	{name: "idle", what: "a client that says nothing stays connected for more than five minutes", run: idle, limit: 7 * time.Minute, long: true},
 	{name: "talk", what: "one of two clients in processes of their own, each told the other's key by `peer KEY` on standard input", needs: needs{homes: true}, run: talk, limit: time.Minute, apart: true},
+	{name: "stay", what: "one of two such clients of one region, which stays connected and sends until the end of standard input, and says what came", needs: needs{homes: true}, run: stay, limit: 2 * time.Minute, apart: true},
 }
 
 func (t *trial) node(region int) *tailcfg.DERPNode { return t.regions[region].Nodes[0] }

@@ -14,6 +14,7 @@ mod failover;
 mod interop;
 mod load;
 mod local;
+mod lost_region;
 mod machine_faults;
 mod mesh;
 mod operator;
