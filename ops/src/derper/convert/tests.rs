@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::fs;
 
+use causeway_proto::key::NodePrivate;
+
+use super::super::flags::{FLAGS, VARIABLES};
 use super::*;
 
 struct Machine {
