@@ -9,7 +9,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use data_encoding::BASE64;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, SanType,
@@ -60,7 +59,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
-        let issued = issued(certificate.der(), &key);
+        let issued = issued(&certificate, &key);
         Ok((Self { issuer: Issuer::new(params, key) }, issued))
     }
 
@@ -109,7 +108,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(issued(certificate.der(), &key))
+        Ok(issued(&certificate, &key))
     }
 }
 
@@ -121,25 +120,15 @@ fn valid_for(mut params: CertificateParams, days: u32) -> CertificateParams {
     params
 }
 
-fn issued(certificate: &CertificateDer<'_>, key: &KeyPair) -> Issued {
-    Issued { certificate_pem: certificate_pem(certificate), key_pem: pem("PRIVATE KEY", &key.serialize_der()) }
+fn issued(certificate: &rcgen::Certificate, key: &KeyPair) -> Issued {
+    Issued { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
 }
 
 /// PEM text of a DER certificate.
 #[must_use]
 pub fn certificate_pem(der: &[u8]) -> String {
-    pem("CERTIFICATE", der)
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let base64 = BASE64.encode(der);
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for line in base64.as_bytes().chunks(64) {
-        text.extend(line.iter().map(|&byte| char::from(byte)));
-        text.push('\n');
-    }
-    text.push_str(&format!("-----END {label}-----\n"));
-    text
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), config)
 }
 
 /// Reads the first certificate of a PEM file.

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use causeway_client::{Endpoint, Trust};
-use data_encoding::BASE64;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -49,8 +48,8 @@ impl Derper {
         let dir = tempfile::tempdir()?;
         let certified = rcgen::generate_simple_self_signed([DERPER_NAME.to_owned()])?;
         let write = |suffix, contents: &str| std::fs::write(dir.path().join(format!("{DERPER_NAME}.{suffix}")), contents);
-        write("crt", &pem("CERTIFICATE", certified.cert.der()))?;
-        write("key", &pem("PRIVATE KEY", &certified.signing_key.serialize_der()))?;
+        write("crt", &certified.cert.pem())?;
+        write("key", &certified.signing_key.serialize_pem())?;
         // Derper takes no port 0; another process may take this one in between: then the start fails.
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         Ok(Self { program, dir, addr, process: None })
@@ -148,10 +147,4 @@ impl Drop for Derper {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let body = BASE64.encode(der);
-    let lines = body.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line)).collect::<Vec<_>>();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }

@@ -121,7 +121,7 @@ async fn https_is_verified_by_the_ca_file() {
     let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let ca_file = dir.path().join("ca.pem");
-    fs::write(&ca_file, pem("CERTIFICATE", certificate.der())).unwrap();
+    fs::write(&ca_file, certificate.pem()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
@@ -137,14 +137,9 @@ async fn https_is_verified_by_the_ca_file() {
     assert_eq!(ask("127.0.0.1", Trust::ca_file(&ca_file).unwrap()).await, unreachable, "another name");
     let other = rcgen::KeyPair::generate().unwrap();
     let other = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&other).unwrap();
-    fs::write(&ca_file, pem("CERTIFICATE", other.der())).unwrap();
+    fs::write(&ca_file, other.pem()).unwrap();
     assert_eq!(ask("localhost", Trust::ca_file(&ca_file).unwrap()).await, unreachable, "another CA");
     assert_eq!(server.requests().len(), 1);
-}
-
-fn pem(kind: &str, der: &[u8]) -> String {
-    let base64 = data_encoding::BASE64_MIME.encode(der);
-    format!("-----BEGIN {kind}-----\n{base64}\n-----END {kind}-----\n")
 }
 
 #[tokio::test]
