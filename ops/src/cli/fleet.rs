@@ -110,7 +110,11 @@ pub enum PresenceCommand {
 #[derive(Debug, Subcommand)]
 pub enum DerpmapCommand {
     /// Prints the map the fleet serves.
-    Show,
+    Show {
+        /// Prints it as YAML, for a file in `derp.paths` of Headscale.
+        #[arg(long)]
+        yaml: bool,
+    },
     /// Prints how the map is made, in the form that `derpmap apply` takes.
     Settings,
     /// Changes how the map is made, for the whole fleet; ask a voter. Says which regions that edits, and checks the new map.
@@ -123,7 +127,7 @@ pub enum DerpmapCommand {
     },
     /// Tells what clients, probers and Headscale would trip over in a map. Exit 1 if it has errors.
     Check {
-        /// A JSON file, an https URL, or `-` for standard input.
+        /// A JSON file, an https URL, `-` for standard input, or a YAML file of Headscale's `derp.paths`.
         source: String,
         /// Certificate that the URL's server is checked against, PEM [default: the system's roots].
         #[arg(long, value_name = "FILE")]

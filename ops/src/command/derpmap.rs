@@ -1,13 +1,14 @@
 //! `causeway derpmap`: the fleet's DERP map, how it is made, and a judgement of any map.
 
 mod settings;
+mod yaml;
 
 use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Context;
 use causeway_client::{MapError, Trust, load_map_json};
-use causeway_proto::derpmap::lint::{Finding, Level, lint};
+use causeway_proto::derpmap::lint::{Finding, Level, is_yaml, lint, lint_yaml};
 use causeway_proto::limits::DERP_MAP_LEN_MAX;
 use causeway_rpc::v1;
 use serde::Serialize;
@@ -27,7 +28,7 @@ const STDIN: &str = "-";
 /// See [`Failure`].
 pub async fn run(command: DerpmapCommand, settings: &Settings, output: &mut Output<'_>) -> Result<(), Failure> {
     match command {
-        DerpmapCommand::Show => show(settings, output).await,
+        DerpmapCommand::Show { yaml } => show(yaml, settings, output).await,
         DerpmapCommand::Settings => {
             let made = settings.connect().await?.get_derp_map_settings(v1::GetDerpMapSettingsRequest {}).await?.into_inner();
             let made = MapSettings::from_message(made);
@@ -39,11 +40,14 @@ pub async fn run(command: DerpmapCommand, settings: &Settings, output: &mut Outp
     }
 }
 
-async fn show(settings: &Settings, output: &mut Output<'_>) -> Result<(), Failure> {
+async fn show(yaml: bool, settings: &Settings, output: &mut Output<'_>) -> Result<(), Failure> {
     let mut operator = settings.connect().await?;
     let document = operator.get_derp_map(v1::GetDerpMapRequest {}).await?.into_inner();
     let map: serde_json::Value = serde_json::from_str(&document.json)
         .map_err(|error| Failure::Failed(anyhow::anyhow!("the node's DERP map is no JSON: {error}")))?;
+    if yaml {
+        return Ok(output.raw(yaml::for_headscale(&map).as_bytes())?);
+    }
     Ok(output.one(&map, || map_table(&map))?)
 }
 
@@ -146,16 +150,16 @@ impl Checked<'_> {
 
 async fn check(source: &str, tls_ca: Option<&Path>, output: &mut Output<'_>) -> Result<(), Failure> {
     let trust = tls_ca.map(Trust::ca_file).transpose().map_err(|error| Failure::Usage(format!("--tls-ca: {error}")))?;
-    let json = if source == STDIN {
-        let mut json = Vec::new();
+    let text = if source == STDIN {
+        let mut text = Vec::new();
         // One byte more than allowed is enough to see that it is too long.
         let limit = DERP_MAP_LEN_MAX as u64 + 1;
-        io::stdin().take(limit).read_to_end(&mut json).context("standard input cannot be read")?;
-        json
+        io::stdin().take(limit).read_to_end(&mut text).context("standard input cannot be read")?;
+        text
     } else {
         load_map_json(source, trust.as_ref()).await.map_err(|error| not_loaded(&error))?
     };
-    let findings = lint(&json);
+    let findings = if is_headscale_file(source, &text) { lint_yaml(&text) } else { lint(&text) };
     let count = |level: Level| findings.iter().filter(|finding| finding.level == level).count();
     let (errors, warnings, notes) = (count(Level::Error), count(Level::Warning), count(Level::Note));
     let checked = Checked { source, errors, warnings, notes, findings };
@@ -164,6 +168,12 @@ async fn check(source: &str, tls_ca: Option<&Path>, output: &mut Output<'_>) -> 
         0 => Ok(()),
         _ => Err(Failure::Failed(anyhow::anyhow!("{source} has errors"))),
     }
+}
+
+/// Headscale reads files as YAML; what it loads from URLs is JSON, as for everybody else.
+fn is_headscale_file(source: &str, text: &[u8]) -> bool {
+    let named = Path::new(source).extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+    !source.contains("://") && (named || is_yaml(text))
 }
 
 fn not_loaded(error: &MapError) -> Failure {

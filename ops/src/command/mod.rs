@@ -40,7 +40,9 @@ pub async fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Command::Node(command) => node::run(command, &settings, output).await,
         Command::Region(command) => node::run_region(command, &settings, output).await,
         Command::Presence(command) => presence::run(command, &settings, output).await,
-        Command::Derpmap { command } => derpmap::run(command.unwrap_or(DerpmapCommand::Show), &settings, output).await,
+        Command::Derpmap { command } => {
+            derpmap::run(command.unwrap_or(DerpmapCommand::Show { yaml: false }), &settings, output).await
+        }
         Command::Raft(command) => raft::run(command, &settings, output).await,
         Command::Trace { src, dst } => routing::trace(src, dst, &settings, output).await,
         Command::Ping { node, count } => routing::ping(&node, count, &settings, output).await,

@@ -10,6 +10,8 @@ async fn derp_map_settings_are_printed_as_they_are_applied() {
                     [regions.901]\nscore = 0.5\navoid = false\nno_measure_no_home = false\n";
     assert_eq!(stdout(&printed), expected, "{}", stderr(&printed));
     let file = served.dir.path().join("map.toml");
+    let yaml = at(&socket, &["derpmap", "show", "--yaml"]).await;
+    assert!(stdout(&yaml).contains("regions:\n  901:\n    nodes:\n      - derpport: 4443\n"), "{}", stdout(&yaml));
     let apply = async |text: &str| {
         std::fs::write(&file, text).expect("written");
         at(&socket, &["derpmap", "apply", file.to_str().expect("text"), "--dry-run"]).await
@@ -54,6 +56,20 @@ async fn maps_are_checked_from_files_and_standard_input_without_any_node() {
     assert_eq!(found["findings"][0]["level"], "error");
     assert_eq!(found["findings"][0]["path"], "Regions[901].Nodes[0].HostName");
     assert!(stderr(&checked).contains("has errors"), "{}", stderr(&checked));
+    let yaml = dir.path().join("map.yaml");
+    let yaml = yaml.to_str().expect("text");
+    std::fs::write(yaml, "regions:\n  900:\n    regionid: 900\n    regioncode: a\n    nodes: []\n    RegionName: A\n")
+        .expect("written");
+    let checked = causeway(&["derpmap", "check", yaml]).await;
+    let expected = "error: regions[900].nodes: there is no node; list one, or leave the region out: a peer that has it as its home is unreachable\n\
+                    warning: regions[900].RegionName: is not in lower case: Headscale ignores it; `regionname`\n\
+                    note: regions[900].regionname: is missing; a name that people read, such as `Frankfurt`\n";
+    assert_eq!(stdout(&checked), format!("{expected}{yaml}: 1 errors, 1 warnings, 1 notes\n"));
+    assert_eq!(checked.status.code(), Some(1));
+    // By its name a file is for Headscale, where JSON's names are not those it knows.
+    std::fs::write(yaml, good).expect("written");
+    let checked = causeway(&["derpmap", "check", yaml]).await;
+    assert!(stdout(&checked).contains("error: regions: there is no region"), "{}", stdout(&checked));
     for (source, code, why) in [
         ("/nonexistent/map.json", 3, "/nonexistent/map.json"),
         ("ftp://relay.example/derpmap", 2, "https://"),

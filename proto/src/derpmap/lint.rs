@@ -2,6 +2,7 @@
 //! maps that others have written, and also finds what is legal but costs something.
 
 mod shape;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +13,8 @@ use serde::Serialize;
 use super::{DerpMap, Node, NodeAddress, REGION_ID_MAX, Region, is_cert_name, is_host_name};
 use crate::id::RegionId;
 use crate::limits::{DERP_MAP_LEN_MAX, DERP_MAP_NODES_MAX, DERP_MAP_REGIONS_MAX, JSON_DEPTH_MAX};
+
+pub use yaml::{is_yaml, lint_yaml};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

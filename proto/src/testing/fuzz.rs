@@ -18,7 +18,7 @@ use crate::derp::info::{ClientInfo, ServerInfo};
 use crate::derp::seal::BoxKey;
 use crate::derp::upgrade::{RequestHead, ResponseHead};
 use crate::derpmap::DerpMap;
-use crate::derpmap::lint::{Level, lint};
+use crate::derpmap::lint::{Level, lint, lint_yaml};
 use crate::key::{NodePrivate, NodePublic};
 use crate::limits::{HTTP_HEAD_LEN_MAX, HTTP_HEADERS_MAX, PROXY_V1_LEN_MAX, PROXY_V2_BODY_LEN_MAX};
 use crate::link::frame::{LinkDecoder, LinkFrame, encode as encode_link};
@@ -31,7 +31,7 @@ use crate::websocket::{self, Handshake};
 pub type Target = fn(&[u8]);
 
 /// All targets by name: `proto/fuzz/fuzz_targets/NAME.rs`, corpus in `proto/fuzz/corpus/NAME`.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("derp_server_frames", derp_server_frames),
     ("derp_client_frames", derp_client_frames),
     ("login", login),
@@ -42,6 +42,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("stun", stun),
     ("link_frames", link_frames),
     ("derp_map", derp_map),
+    ("derp_map_yaml", derp_map_yaml),
     ("presence_ops", presence_ops),
 ];
 
@@ -238,6 +239,11 @@ pub fn derp_map(data: &[u8]) {
         assert_eq!(again.validate(), valid);
         assert_eq!(again.to_json(), map.to_json());
     }
+}
+
+/// A DERP map in YAML, as Headscale reads files: judged, whatever it is.
+pub fn derp_map_yaml(data: &[u8]) {
+    drop(lint_yaml(data));
 }
 
 /// Packed operations: what is unpacked packs to the same bytes.

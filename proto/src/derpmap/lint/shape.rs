@@ -77,7 +77,7 @@ impl<'de> Deserialize<'de> for Json {
 
 /// What a field holds.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Bool,
     Integer,
     Number,
@@ -88,9 +88,9 @@ enum Kind {
     ByRegion(&'static Self),
 }
 
-type Fields = &'static [(&'static str, Kind)];
+pub(super) type Fields = &'static [(&'static str, Kind)];
 
-const MAP: Fields = &[
+pub(super) const MAP: Fields = &[
     ("HomeParams", Kind::Object(&[("RegionScore", Kind::ByRegion(&Kind::Number))])),
     ("Regions", Kind::ByRegion(&Kind::Object(REGION))),
     ("omitDefaultRegions", Kind::Bool),
@@ -121,6 +121,11 @@ const NODE: Fields = &[
     ("STUNTestIP", Kind::Text),
     ("CanPort80", Kind::Bool),
 ];
+
+/// The names of all fields, of maps, regions and nodes alike.
+pub(super) fn all_fields() -> impl Iterator<Item = &'static str> {
+    [MAP, REGION, NODE].into_iter().flatten().map(|(field, _)| *field)
+}
 
 /// Judges the text; whether a map can be read from it.
 pub(super) fn check(json: &[u8], findings: &mut Findings) -> bool {
@@ -153,8 +158,7 @@ fn explain(json: &[u8], error: &serde_json::Error) -> (String, &'static str) {
     if first.is_empty() {
         return ("is empty".to_owned(), "a JSON object with `Regions`");
     }
-    let yaml = !first.starts_with(['{', '[']) && (first.starts_with(['#', '-']) || first.split_once(':').is_some());
-    if yaml {
+    if super::is_yaml(json) {
         return (
             "is YAML, as Headscale's `derp.paths` takes it".to_owned(),
             "check the JSON; Headscale takes that by `derp.urls`",
@@ -211,7 +215,10 @@ fn check_value(value: &Json, kind: Kind, path: &str, findings: &mut Findings) {
         | (Kind::Bool, Json::Bool)
         | (Kind::Number, Json::Integer(_) | Json::Float)
         | (Kind::Text, Json::Text) => return,
-        (Kind::Integer, Json::Integer(number)) => return check_integer(*number, path, findings),
+        (Kind::Integer, Json::Integer(number)) => {
+            is_in_range(*number, path, findings);
+            return;
+        }
         (Kind::Object(fields), Json::Object(entries)) => return check_object(entries, fields, path, findings),
         (Kind::List(fields), Json::List(values)) => {
             for (index, value) in values.iter().enumerate() {
@@ -235,13 +242,14 @@ fn check_value(value: &Json, kind: Kind, path: &str, findings: &mut Findings) {
 }
 
 /// Ids are judged where the map is; here, what no reader can hold.
-fn check_integer(number: i128, path: &str, findings: &mut Findings) {
-    let id = path.ends_with("RegionID");
+pub(super) fn is_in_range(number: i128, path: &str, findings: &mut Findings) -> bool {
+    let id = path.ends_with("RegionID") || path.ends_with("regionid");
     let fits = if id { (0..=i128::from(i64::MAX)).contains(&number) } else { i32::try_from(number).is_ok() };
     if !fits {
         let advice = if id { "900 to 999" } else { "a port" };
         findings.error(path, format!("{number} is out of range"), advice);
     }
+    fits
 }
 
 fn check_by_region(entries: &[(String, Json)], kind: Kind, path: &str, findings: &mut Findings) {
