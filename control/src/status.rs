@@ -151,6 +151,18 @@ impl Status {
         nodes.others().map(peer).collect()
     }
 
+    /// This node.
+    #[must_use]
+    pub fn own(&self) -> NodeId {
+        self.fleet.own.id()
+    }
+
+    /// Whether a node votes in Raft.
+    #[must_use]
+    pub fn is_voter(&self, node: NodeId) -> bool {
+        self.fleet.is_voter(node)
+    }
+
     /// Why this node's control plane is not ready, in sentences; empty if it is.
     #[must_use]
     pub fn not_ready_because(&self) -> Vec<String> {

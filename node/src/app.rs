@@ -42,7 +42,7 @@ use crate::lifecycle::shutdown::{Signals, Wanted};
 use crate::lifecycle::tasks::Tasks;
 use crate::limits::connections::ConnectionGate;
 use crate::mesh::{Mesh, MeshParts};
-use crate::operator::{OperatorParts, OperatorService, PacketParts};
+use crate::operator::{ConfigurationService, OperatorParts, OperatorService, PacketParts, ReloadHandle};
 use crate::pump::PacketSpawner;
 use crate::pump::lanes::{MemoryBudget, PumpShared};
 use crate::router::explain::RoutingService;
@@ -112,7 +112,8 @@ async fn live(
     }
     let metrics = IngressMetrics::default();
     let listeners = Listeners::bind(&config, &metrics)?;
-    let mut node = start(&config, listeners, metrics, runtimes, tasks).await?;
+    let (reload, mut reloads) = ReloadHandle::new();
+    let mut node = start(&config, listeners, metrics, reload, runtimes, tasks).await?;
     let _ready_file = options.ready_file.as_ref().map(|path| ReadyFile::write(path, &node.ready)).transpose()?;
     tracing::info!(ready = ?node.ready, "serving");
     let mut reloader = Reloader {
@@ -134,12 +135,14 @@ async fn live(
     loop {
         tokio::select! {
             wanted = signals.next() => match wanted {
-                Wanted::Reload => reloader.reload(),
+                Wanted::Reload => drop(reloader.reload()),
                 Wanted::End(signal) => {
                     tracing::info!(signal, "shutting down");
                     break;
                 }
             },
+            // An operator who does not wait for the answer finds it in the log.
+            Some(asked) = reloads.recv() => drop(asked.send(reloader.reload())),
             () = &mut leash_released => {
                 tracing::info!("shutting down: nobody holds the leash any more");
                 break;
@@ -178,6 +181,7 @@ async fn start(
     config: &Config,
     listeners: Listeners,
     metrics: IngressMetrics,
+    reload: ReloadHandle,
     runtimes: &Runtimes,
     tasks: &Tasks,
 ) -> anyhow::Result<Node> {
@@ -256,7 +260,8 @@ async fn start(
         routes: TraceLayer::CONTINUES.on(control
             .routes
             .clone()
-            .add_service(RoutingService::new(Arc::clone(&packets.router), control.peers.clone()).server())),
+            .add_service(RoutingService::new(Arc::clone(&packets.router), control.peers.clone()).server())
+            .add_service(ConfigurationService::new(reload.clone(), control.status.clone()).server())),
         take_link: {
             let acceptor = packets.acceptor.clone();
             Arc::new(move |stream, peer| acceptor.accept(stream, peer.node_id))
@@ -267,7 +272,7 @@ async fn start(
         metrics: metrics.clone(),
     });
     let ready = ready(config, &control, &listeners, &derp_public_key);
-    let parts = OperatorParts::new(&control, packets.for_operators(), site, shown(&ready), tasks, config.standalone);
+    let parts = OperatorParts::new(&control, packets.for_operators(), site, shown(&ready), reload, tasks, config.standalone);
     let (operator_door, serve_operators) =
         OperatorDoor::new(OperatorService::routes(parts).await?, metrics.clone(), tasks.cancel.clone());
     tasks.spawn_on(control_runtime, serve_operators);

@@ -60,7 +60,7 @@ impl Fleet {
         }
     }
 
-    pub(super) fn is_voter(&self, node: NodeId) -> bool {
+    pub(crate) fn is_voter(&self, node: NodeId) -> bool {
         self.consensus.group().voters.contains(&node)
     }
 }

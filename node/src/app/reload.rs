@@ -6,7 +6,7 @@ use super::limits::{client_limits, connection_limits, handshakes};
 use crate::admission::Policy;
 use crate::clients::Registry;
 use crate::config::metrics::ConfigMetrics;
-use crate::config::{Config, Source};
+use crate::config::{Config, Reloaded, Source};
 use crate::ingress::door::Doors;
 use crate::telemetry::logs::LogFilter;
 
@@ -21,17 +21,24 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    /// Reads the configuration again. A bad one, or one that needs a restart, changes nothing.
-    pub(super) fn reload(&mut self) {
+    /// Reads the configuration again; tells the fields that were taken up. A bad one, or one that needs a restart, changes nothing.
+    pub(super) fn reload(&mut self) -> Reloaded {
         let reloaded = self.source.reload();
         self.metrics.reloaded(reloaded.is_ok());
         match reloaded {
-            Ok((_, changed)) if changed.is_empty() => tracing::info!("the configuration has not changed"),
+            Ok((_, changed)) if changed.is_empty() => {
+                tracing::info!("the configuration has not changed");
+                Ok(changed)
+            }
             Ok((config, changed)) => {
                 self.take_up(&config, &changed);
                 tracing::info!(?changed, "took up the changed configuration");
+                Ok(changed)
             }
-            Err(error) => tracing::warn!(%error, "the changed configuration is not taken up; the one in force stays"),
+            Err(error) => {
+                tracing::warn!(%error, "the changed configuration is not taken up; the one in force stays");
+                Err(error)
+            }
         }
     }
 

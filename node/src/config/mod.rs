@@ -30,7 +30,7 @@ use crate::admission::list::KeyList;
 
 pub use error::{ConfigError, Problem};
 pub use file::{AcmeChallenge, Announce, FileConfig, Limits, LogFormat, RaftProfile};
-pub use reload::Source;
+pub use reload::{Reloaded, Source};
 
 /// A valid configuration. Secrets are loaded and redacted in `Debug`.
 #[derive(Debug, Clone)]

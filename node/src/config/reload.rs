@@ -24,6 +24,9 @@ const RELOADABLE: &[&str] = &[
     "log.filter",
 ];
 
+/// The fields that were taken up, or why none was.
+pub type Reloaded = Result<Vec<String>, ConfigError>;
+
 /// Where the running configuration comes from.
 #[derive(Debug, Clone, Default)]
 pub struct Source {

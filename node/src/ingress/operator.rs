@@ -108,7 +108,9 @@ fn role_needed(method: &str) -> Option<Role> {
     ];
     match method.strip_prefix('/')?.split_once('/')? {
         ("causeway.v1.Operator", name) if READS.contains(&name) => Some(Role::Viewer),
-        ("causeway.v1.Operator", "InitCluster" | "EvictNode" | "SetDerpMapSettings") => Some(Role::Operator),
+        ("causeway.v1.Operator", "InitCluster" | "EvictNode" | "SetDerpMapSettings" | "ReloadConfiguration") => {
+            Some(Role::Operator)
+        }
         ("grpc.health.v1.Health", "Check" | "Watch" | "List") => Some(Role::Viewer),
         ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo") => Some(Role::Viewer),
         _ => None,
@@ -535,7 +537,7 @@ mod tests {
         let operator = services.clone().find(|service| service.name() == "Operator").unwrap();
         for method in &operator.method {
             let role = role_needed(&format!("/causeway.v1.Operator/{}", method.name()));
-            let changes = ["InitCluster", "EvictNode", "SetDerpMapSettings"];
+            let changes = ["InitCluster", "EvictNode", "SetDerpMapSettings", "ReloadConfiguration"];
             let wanted = if changes.contains(&method.name()) { Role::Operator } else { Role::Viewer };
             assert_eq!(role, Some(wanted), "{}", method.name());
         }

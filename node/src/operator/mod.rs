@@ -2,6 +2,7 @@
 
 mod audit;
 mod presence;
+mod reload;
 mod trace;
 
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use crate::ingress::operator::Caller;
 use crate::lifecycle::clock::wall_clock_us;
 use crate::mesh::{LinkStatus, Mesh};
 use crate::router::Router;
+
+pub use reload::{ConfigurationService, ReloadHandle};
 
 /// Largest message of an operator.
 const MESSAGE_LEN_MAX: usize = 1 << 20;
@@ -63,6 +66,8 @@ pub struct OperatorParts {
     pub mesh: Arc<Mesh>,
     /// Explains packets.
     pub router: Arc<Router>,
+    /// Takes up a changed configuration.
+    pub reload: ReloadHandle,
     /// When the process began to serve.
     pub started: Instant,
     /// A fleet of one, which peers cannot join.
@@ -276,6 +281,14 @@ impl Operator for OperatorService {
         Ok(Response::new(trace::trace(&self.parts, request.get_ref()).await?))
     }
 
+    async fn reload_configuration(
+        &self,
+        request: Request<v1::ReloadConfigurationRequest>,
+    ) -> Result<Response<v1::ReloadOutcome>, Status> {
+        let caller = Caller::of(&request);
+        Ok(Response::new(reload::reload(&self.parts, &caller, &request.get_ref().node).await?))
+    }
+
     async fn ping(&self, request: Request<v1::PingRequest>) -> Result<Response<v1::PingResponse>, Status> {
         Ok(Response::new(self.parts.admin.ping(&request.get_ref().node).await?))
     }
@@ -289,6 +302,7 @@ impl OperatorParts {
         packets: PacketParts,
         site: Arc<Site>,
         listeners: v1::Listeners,
+        reload: ReloadHandle,
         tasks: &crate::lifecycle::tasks::Tasks,
         standalone: bool,
     ) -> Self {
@@ -306,6 +320,7 @@ impl OperatorParts {
             registry: packets.registry,
             mesh: packets.mesh,
             router: packets.router,
+            reload,
             started: Instant::now(),
             standalone,
             tracker: tasks.tracker.clone(),

@@ -6,6 +6,7 @@ use causeway_rpc::v1;
 use causeway_rpc::v1::operator_client::OperatorClient;
 use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustix::process::Signal;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::{TcpStream, UnixStream};
@@ -108,6 +109,13 @@ async fn roles_decide_on_the_tls_port_and_strangers_get_nothing() {
     operator.set_derp_map_settings(change).await.unwrap();
     assert_eq!(viewer.get_derp_map_settings(v1::GetDerpMapSettingsRequest {}).await.unwrap().into_inner(), settings);
 
+    let reload = v1::ReloadConfigurationRequest::default();
+    assert_eq!(viewer.reload_configuration(reload.clone()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        operator.reload_configuration(reload).await.unwrap().into_inner(),
+        v1::ReloadOutcome { node_id: cluster.leader, ..v1::ReloadOutcome::default() }
+    );
+
     let mut roleless = over_tls(&node, ca.client("visitor", &fleet_ca));
     assert!(roleless.list_nodes(v1::ListNodesRequest {}).await.is_err());
     let mut stranger = over_tls(&node, OperatorCa::new().client("operator", &fleet_ca));
@@ -124,6 +132,8 @@ async fn roles_decide_on_the_tls_port_and_strangers_get_nothing() {
         ["certificate \"somebody\" from 127.0.0.1", "init_cluster", "done", "operator_ca=given"],
         ["certificate \"somebody\" from 127.0.0.1", "SetDerpMapSettings", "denied", "audit"],
         ["certificate \"somebody\" from 127.0.0.1", "set_derp_map_settings", "done", "grace_s: 60"],
+        ["certificate \"somebody\" from 127.0.0.1", "ReloadConfiguration", "denied", "audit"],
+        ["certificate \"somebody\" from 127.0.0.1", "reload_configuration", "done", "node="],
     ];
     assert_eq!(audit.len(), wanted.len(), "{audit:#?}");
     for (line, words) in audit.iter().zip(wanted) {
@@ -131,6 +141,43 @@ async fn roles_decide_on_the_tls_port_and_strangers_get_nothing() {
         assert!(words.iter().all(|word| line.contains(word)), "{words:?}: {line}");
     }
     node.stop().await;
+}
+
+#[tokio::test]
+async fn operators_reload_the_configuration_as_a_signal_does() {
+    let home = Home::new();
+    let mut node = home.start(&[]).await;
+    let mut operator = over_socket(&node).await;
+    let good = std::fs::read_to_string(&home.config).unwrap();
+    let mut reload = async |text: &str, name: &str| {
+        std::fs::write(&home.config, text).unwrap();
+        operator.reload_configuration(v1::ReloadConfigurationRequest { node: name.to_owned() }).await
+    };
+    let took_up = reload(&format!("{good}[log]\nfilter = 'debug'\n"), "").await.unwrap().into_inner();
+    assert_eq!((took_up.changed.as_slice(), took_up.problems.len()), (&["log.filter".to_owned()][..], 0));
+    let again = reload(&format!("{good}[log]\nfilter = 'debug'\n"), "a-1").await.unwrap().into_inner();
+    assert!(again.changed.is_empty() && again.problems.is_empty(), "{again:?}");
+    assert!(node.log().contains("DEBUG"), "the filter holds");
+
+    // Nothing of a file is taken up if a part of it cannot be.
+    let other_region = good.replace("code = 'a'", "code = 'b'");
+    let refused = reload(&format!("{other_region}[limits]\nconnections = 7\n"), "").await.unwrap().into_inner();
+    let fields: Vec<&str> = refused.problems.iter().map(|problem| problem.field.as_str()).collect();
+    assert_eq!((fields.as_slice(), refused.changed.len()), (&["region.code"][..], 0), "{refused:?}");
+    assert!(refused.problems[0].message.contains("needs a restart") && refused.file.ends_with("node.toml"), "{refused:?}");
+    let refused = reload("nonsense", "").await.unwrap().into_inner();
+    assert!(refused.problems.len() == 1 && refused.problems[0].message.contains("TOML"), "{refused:?}");
+    assert_eq!(reload(&good, "z-9").await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(node.metric("causeway_config_reloads_total").await, 4.0);
+    let log = node.log();
+    let audit: Vec<&str> = log.lines().filter(|line| line.contains(" audit: ")).collect();
+    let wanted = ["done", "done", "failed: refused: region.code", "failed: refused", "failed: node `z-9`"];
+    assert_eq!(audit.len(), wanted.len(), "{audit:#?}");
+    for (line, result) in audit.iter().zip(wanted) {
+        assert!(line.contains("reload_configuration") && line.contains(result), "{result}: {line}");
+    }
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().await.code(), Some(0));
 }
 
 #[tokio::test]

@@ -54,7 +54,12 @@ pub enum NodeCommand {
         /// Name or id.
         node: Option<String>,
     },
-    /// Removes a node from the fleet for good; ask the leader. It can only return as a new node, with an empty data directory.
+    /// Makes a node read its configuration again, as SIGHUP does. Exit 1 if it refuses it; the one in force then goes on.
+    Reload {
+        /// Name or id; only voters pass it on to another node [default: the node asked].
+        node: Option<String>,
+    },
+    /// Removes a node from the fleet for good; ask a voter. It can only return as a new node, with an empty data directory.
     Evict {
         /// Name or id.
         node: String,

@@ -214,6 +214,52 @@ struct Evicted {
     node_id: String,
 }
 
+/// What became of a node's configuration.
+#[derive(Serialize)]
+struct ReloadView {
+    name: String,
+    node_id: String,
+    /// Fields that were taken up.
+    changed: Vec<String>,
+    /// Why nothing was.
+    problems: Vec<ProblemView>,
+    file: String,
+}
+
+#[derive(Serialize)]
+struct ProblemView {
+    field: String,
+    message: String,
+}
+
+impl ReloadView {
+    fn new(outcome: v1::ReloadOutcome, names: &Names) -> Self {
+        let problem = |problem: v1::ConfigurationProblem| ProblemView { field: problem.field, message: problem.message };
+        Self {
+            name: names.of(outcome.node_id),
+            node_id: node_id_text(outcome.node_id),
+            changed: outcome.changed,
+            problems: outcome.problems.into_iter().map(problem).collect(),
+            file: outcome.file,
+        }
+    }
+
+    fn text(&self) -> String {
+        let name = &self.name;
+        match (self.problems.as_slice(), self.changed.as_slice()) {
+            ([], []) => format!("{name}: the configuration has not changed\n"),
+            ([], changed) => format!("{name} took up {}\n", changed.join(", ")),
+            (problems, _) => {
+                let lines = problems.iter().map(|problem| match problem.field.as_str() {
+                    "" => format!("{}: {}\n", self.file, problem.message),
+                    field => format!("{}: {field}: {}\n", self.file, problem.message),
+                });
+                format!("{}{name} takes up nothing: the configuration in force goes on\n", lines.collect::<String>())
+            }
+        }
+    }
+}
+
 /// Runs `causeway node ...`.
 ///
 /// # Errors
@@ -229,6 +275,15 @@ pub async fn run(command: NodeCommand, settings: &Settings, output: &mut Output<
         NodeCommand::Get { node: Some(node) } => {
             let view = NodeView::new(names.find(&node)?.clone());
             Ok(output.one(&view, || view.text())?)
+        }
+        NodeCommand::Reload { node } => {
+            let request = v1::ReloadConfigurationRequest { node: node.unwrap_or_default() };
+            let view = ReloadView::new(operator.reload_configuration(request).await?.into_inner(), &names);
+            output.one(&view, || view.text())?;
+            match view.problems.as_slice() {
+                [] => Ok(()),
+                _ => Err(Failure::Failed(anyhow::anyhow!("{} refuses its configuration", view.name))),
+            }
         }
         NodeCommand::Evict { node } => {
             let record = names.find(&node)?.node.clone().unwrap_or_default();

@@ -24,6 +24,8 @@ async fn tables_are_aligned_and_complete() {
              a-1   0000000000000a01  a (901)  leader   yes    no      3      0       127.0.0.1:7001  0.1.0\n\
              b-1   0000000000000b01  b (902)  learner  yes    no      3      1,234   127.0.0.1:7001  0.1.0\n",
         ),
+        (&["node", "reload"], "a-1 took up admission.fail_open, log.filter\n"),
+        (&["node", "reload", "a-1"], "a-1: the configuration has not changed\n"),
         (&["node", "evict", "b-1"], "b-1 (0000000000000b01) is evicted\n"),
         (
             &["region", "ls"],
@@ -136,6 +138,8 @@ async fn every_failure_has_its_exit_code_and_says_why() {
         (&["node", "get", "c-1"], 3, "there are a-1, b-1"),
         (&["node", "evict", "c-1"], 3, "there are a-1, b-1"),
         (&["node", "evict", "a-1"], 4, "ask node `b-1`"),
+        (&["node", "reload", "c-1"], 3, "node `c-1` is not known"),
+        (&["node", "reload", "b-1"], 1, "b-1 refuses its configuration"),
         (&["presence", "ls", "--region", "z"], 3, "there are a, b"),
         (&["ping", "nowhere"], 3, "nowhere"),
         (&["ping", "cut"], 4, "no connection to cut"),

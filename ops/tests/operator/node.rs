@@ -245,6 +245,25 @@ impl Operator for Node {
         Ok(Response::new(v1::TraceResponse { hops, delivered: true, unanswered: None }))
     }
 
+    async fn reload_configuration(
+        &self,
+        request: Request<v1::ReloadConfigurationRequest>,
+    ) -> Result<Response<v1::ReloadOutcome>, Status> {
+        let problem =
+            |field: &str, message: &str| v1::ConfigurationProblem { field: field.to_owned(), message: message.to_owned() };
+        let outcome = v1::ReloadOutcome { node_id: A_1, file: "a-1.toml".to_owned(), ..Default::default() };
+        Ok(Response::new(match request.into_inner().node.as_str() {
+            "" => v1::ReloadOutcome { changed: vec!["admission.fail_open".to_owned(), "log.filter".to_owned()], ..outcome },
+            "a-1" => outcome,
+            "b-1" => v1::ReloadOutcome {
+                node_id: B_1,
+                problems: vec![problem("name", "has changed, which needs a restart"), problem("", "TOML parse error")],
+                ..outcome
+            },
+            other => return Err(Status::not_found(format!("node `{other}` is not known"))),
+        }))
+    }
+
     async fn ping(&self, request: Request<v1::PingRequest>) -> Result<Response<v1::PingResponse>, Status> {
         match request.into_inner().node.as_str() {
             "b-1" => Ok(Response::new(v1::PingResponse { node_id: B_1, rtt_us: 1250 })),

@@ -96,3 +96,27 @@ async fn exit_codes_say_what_kind_of_failure_it_was() -> anyhow::Result<()> {
     cluster.wait_healthy("a-1", Duration::from_secs(20)).await?;
     cluster.finish(&["a-1"], &Expected::default()).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_reloads_the_configuration_of_another_node() -> anyhow::Result<()> {
+    // The one voter is a-1.
+    let cluster = Cluster::start(1, 2, &[]).await?;
+    let file = cluster.node_dir("a-2").join("node.toml");
+    let good = std::fs::read_to_string(&file)?;
+    std::fs::write(&file, format!("{good}\n[admission]\nrecheck_seconds = 1234\n"))?;
+    let reloaded = cluster.causeway_json("a-1", &["node", "reload", "a-2"]).await?;
+    assert_eq!((&reloaded["name"], &reloaded["changed"]), (&"a-2".into(), &serde_json::json!(["admission.recheck_seconds"])));
+    let log = std::fs::read_to_string(&cluster.node("a-2").log)?;
+    let through = format!("through node {}", cluster.node("a-1").node_id);
+    assert!(log.lines().any(|line| line.contains("audit") && line.contains(&through) && line.contains("done")), "{log}");
+
+    std::fs::write(&file, good.replacen("[region]", "[region]\nlatitude = 7", 1))?;
+    let refused = cluster.causeway("a-1", &["node", "reload", "a-2"]).await?;
+    failed_with(&refused, 1, "a-2 refuses its configuration");
+    let said = String::from_utf8_lossy(&refused.stdout);
+    assert!(said.contains("node.toml: region.latitude: has changed, which needs a restart"), "{said}");
+    failed_with(&cluster.causeway("a-2", &["node", "reload", "a-1"]).await?, 1, "only voters pass");
+    failed_with(&cluster.causeway("a-1", &["node", "reload", "z-9"]).await?, 3, "z-9");
+    std::fs::write(&file, good)?;
+    cluster.finish(&["a-1", "a-2"], &Expected::default().line("the one in force stays")).await
+}
