@@ -166,6 +166,18 @@ pub enum LocalCommand {
         #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
         wait: Duration,
     },
+    /// Sets how the fleet makes its DERP map, as `derpmap apply` does. Repeating it changes nothing.
+    Derpmap {
+        /// Where the fleet lives.
+        #[command(flatten)]
+        state: StateDir,
+        /// All settings as JSON text, or `@FILE`: the fields of `docs/operations/derp-map.toml`.
+        #[arg(long, value_name = "JSON")]
+        settings: String,
+        /// How long it may take until a leader takes them.
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+        wait: Duration,
+    },
     /// Tells how the fleet is, as `causeway dev`'s ready file does, with its health. Exit 0 with --wait: it is healthy.
     Status {
         /// Where the fleet lives.

@@ -1,6 +1,6 @@
 //! `causeway derpmap`: the fleet's DERP map, how it is made, and a judgement of any map.
 
-mod settings;
+pub(super) mod settings;
 mod yaml;
 
 use std::io::{self, Read};

@@ -6,6 +6,7 @@ use anyhow::Context;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::derpmap::settings::MapSettings;
 use crate::ca;
 use crate::cli::LocalCommand;
 use crate::failure::Failure;
@@ -46,6 +47,13 @@ pub async fn run(command: LocalCommand, output: &mut Output<'_>) -> Result<(), F
             let fleet = FleetDir::new(&state.state_dir)?;
             init(&fleet, voters, operator_ca_der.map(|der| der.to_vec()).unwrap_or_default(), wait, output).await
         }
+        LocalCommand::Derpmap { state, settings, wait } => {
+            let text = text_or_file("--settings", &settings)?;
+            let settings = MapSettings::parse_json(&text).map_err(|why| Failure::Usage(format!("--settings: {why}")))?;
+            let fleet = FleetDir::new(&state.state_dir)?;
+            let edited = health::set_derp_map(&local::asked(&fleet)?, settings.to_message(), wait).await?;
+            Ok(output.one(&edited, || format!("the settings are in force; regions edited: {}", edited.regions.len()))?)
+        }
         LocalCommand::Status { state, json, wait, file } => {
             let fleet = FleetDir::new(&state.state_dir)?;
             status(&fleet, json, wait, file.as_deref(), output).await
@@ -70,11 +78,15 @@ fn usage(error: anyhow::Error) -> Failure {
 }
 
 fn read_config(config: &str) -> Result<NodeSpec, Failure> {
-    let text = match config.strip_prefix('@') {
-        None => config.to_owned(),
-        Some(file) => std::fs::read_to_string(file).map_err(|error| Failure::NotFound(format!("--config @{file}: {error}")))?,
-    };
-    NodeSpec::parse(&text).map_err(usage)
+    NodeSpec::parse(&text_or_file("--config", config)?).map_err(usage)
+}
+
+/// The value of a flag that takes a text or `@FILE`.
+fn text_or_file(flag: &str, value: &str) -> Result<String, Failure> {
+    match value.strip_prefix('@') {
+        None => Ok(value.to_owned()),
+        Some(file) => std::fs::read_to_string(file).map_err(|error| Failure::NotFound(format!("{flag} @{file}: {error}"))),
+    }
 }
 
 async fn init(

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use causeway_rpc::v1;
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::layout::{FleetDir, write_atomically};
 use super::spec::NodeSpec;
 use crate::ca;
 use crate::connect::{Operator, Target, connect};
+use crate::failure::Failure;
 
 /// Most voters a fleet may have.
 const VOTERS_MAX: usize = 5;
@@ -157,6 +159,43 @@ pub async fn wait_healthy(nodes: &[Asked], wait: Duration) -> anyhow::Result<v1:
     }
 }
 
+/// What setting the DERP map's settings changed.
+#[derive(Debug, Clone, Serialize)]
+pub struct MapEdited {
+    /// Ids of the regions whose entries are others now.
+    pub regions: Vec<u64>,
+}
+
+/// Sets how the fleet makes its DERP map, through whichever node passes it on to the leader.
+///
+/// # Errors
+/// The settings are refused, or nobody took them within `wait`.
+pub async fn set_derp_map(nodes: &[Asked], settings: v1::DerpMapSettings, wait: Duration) -> anyhow::Result<MapEdited> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let mut problems = Vec::new();
+        for node in nodes {
+            let request = v1::SetDerpMapSettingsRequest { settings: Some(settings.clone()), dry_run: false };
+            let answer = match connect(&Target::Socket(node.socket.clone()), QUESTION_TIMEOUT).await {
+                Ok(mut operator) => operator.set_derp_map_settings(request).await.map_err(Failure::from),
+                Err(failure) => Err(failure),
+            };
+            match answer {
+                Ok(made) => {
+                    let v1::SetDerpMapSettingsResponse { edited_regions, added_regions, retired_regions, .. } = made.into_inner();
+                    return Ok(MapEdited { regions: [edited_regions, added_regions, retired_regions].concat() });
+                }
+                Err(refused @ Failure::Usage(_)) => return Err(refused.into()),
+                Err(other) => problems.push(format!("{}: {other}", node.name)),
+            }
+        }
+        if Instant::now() >= deadline {
+            bail!("no node took the settings of the DERP map within {} s:\n  {}", wait.as_secs(), problems.join("\n  "));
+        }
+        tokio::time::sleep(ASK_INTERVAL).await;
+    }
+}
+
 /// Fetches the fleet CA's certificate from a node and writes it where operators find it.
 ///
 /// # Errors
@@ -172,7 +211,7 @@ pub async fn export_fleet_ca(fleet: &FleetDir, socket: PathBuf) -> anyhow::Resul
 /// # Errors
 /// If the node has none: it is standalone.
 pub async fn fleet_ca_pem(operator: &mut Operator) -> anyhow::Result<String> {
-    let status = operator.get_node_status(v1::GetNodeStatusRequest {}).await.map_err(crate::failure::Failure::from)?.into_inner();
+    let status = operator.get_node_status(v1::GetNodeStatusRequest {}).await.map_err(Failure::from)?.into_inner();
     if status.fleet_ca_der.is_empty() {
         bail!("the node names none: it runs standalone, without a mesh key");
     }

@@ -4,7 +4,11 @@ locals {
   port_shift = 10000
   state_dir  = abspath(var.state_dir == null ? "${path.root}/.fleet" : var.state_dir)
   fleet      = merge(var.fleet, { ports = { for name, port in var.fleet.ports : name => port + local.port_shift } })
-  settings   = { state_dir = local.state_dir, network = var.network, leash = var.leash == null ? null : abspath(var.leash), set = var.set }
+  # The nodes know regions by number.
+  derp_map = var.derp_map == null ? null : merge(var.derp_map, {
+    regions = { for code, region in var.derp_map.regions : tostring(var.regions[code].derp_region_id) => region }
+  })
+  settings = { state_dir = local.state_dir, network = var.network, leash = var.leash == null ? null : abspath(var.leash), set = var.set }
 }
 
 module "topology" {
@@ -39,6 +43,7 @@ module "operate" {
 
   fleet     = local.fleet
   machines  = merge([for region in module.region : region.machines]...)
+  derp_map  = local.derp_map
   plan      = { voters = module.plan.voters, digest = module.plan.digest }
   cli       = var.cli
   state_dir = local.state_dir

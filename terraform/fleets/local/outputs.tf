@@ -23,6 +23,6 @@ output "status_file" {
 }
 
 output "derp_map_json" {
-  description = "The DERP map the fleet should serve, computed from its machines."
-  value       = module.plan.derp_map_json
+  description = "The DERP map the fleet should serve, computed from its machines; null with `derp_map`, whose effect only the fleet knows."
+  value       = var.derp_map == null ? module.plan.derp_map_json : null
 }

@@ -34,6 +34,45 @@ variable "regions" {
   }
 }
 
+variable "derp_map" {
+  description = "How the fleet makes its DERP map: the fields of `docs/operations/derp-map.toml`, `regions` by code. null: as it is, at first with mode `plain`."
+  type = object({
+    mode                    = optional(string, "plain")
+    cross_listed_per_region = optional(number)
+    grace_seconds           = optional(number)
+    merge_default_regions   = optional(bool)
+    single_region = optional(object({
+      id        = number
+      code      = string
+      name      = optional(string)
+      latitude  = optional(number)
+      longitude = optional(number)
+    }))
+    regions = optional(map(object({
+      mode               = optional(string)
+      score              = optional(number)
+      avoid              = optional(bool)
+      no_measure_no_home = optional(bool)
+      balancer = optional(object({
+        host_name          = string
+        ipv4               = optional(string)
+        ipv6               = optional(string)
+        derp_port          = optional(number)
+        stun_port          = optional(number)
+        can_port80         = optional(bool)
+        cert_name          = optional(string)
+        insecure_for_tests = optional(bool)
+      }))
+    })), {})
+  })
+  default = null
+
+  validation {
+    condition     = alltrue([for code in keys(try(var.derp_map.regions, {})) : contains(keys(var.regions), code)])
+    error_message = "derp_map.regions: every key is the code of one of the regions."
+  }
+}
+
 variable "state_dir" {
   description = "Where the fleet lives on this machine; null: `.fleet` beside this file. Keep it short, it holds Unix sockets."
   type        = string

@@ -3,6 +3,20 @@
 
 locals {
   status_file = "${var.state_dir}/status.json"
+
+  # What is left out has the fleet's default, which only the fleet knows; so it must not be there as null.
+  derp_map = var.derp_map == null ? null : jsonencode({
+    for field, value in merge(var.derp_map, {
+      single_region = var.derp_map.single_region == null ? null : { for field, value in var.derp_map.single_region : field => value if value != null }
+      regions = {
+        for id, region in var.derp_map.regions : id => {
+          for field, value in merge(region, {
+            balancer = region.balancer == null ? null : { for field, value in region.balancer : field => value if value != null }
+          }) : field => value if value != null
+        }
+      }
+    }) : field => value if value != null
+  })
 }
 
 # Repeating it on a formed fleet changes nothing, so it runs whenever a machine is new.
@@ -15,9 +29,20 @@ resource "terraform_data" "initialise" {
   }
 }
 
+# The settings are replaced as a whole. Taking the variable away leaves them as they are.
+resource "terraform_data" "derp_map" {
+  count            = var.derp_map == null ? 0 : 1
+  triggers_replace = [terraform_data.initialise.id, local.derp_map]
+
+  provisioner "local-exec" {
+    interpreter = [var.cli.path, "local", "derpmap", "--state-dir", var.state_dir, "--wait", var.wait, "--settings"]
+    command     = local.derp_map
+  }
+}
+
 resource "terraform_data" "status" {
   input            = local.status_file
-  triggers_replace = [terraform_data.initialise.id, var.plan.digest]
+  triggers_replace = [terraform_data.initialise.id, terraform_data.derp_map[*].id, var.plan.digest]
 
   provisioner "local-exec" {
     interpreter = [var.cli.path, "local", "status", "--state-dir", var.state_dir, "--json", "--wait", "healthy=${var.wait}", "--file"]

@@ -28,6 +28,48 @@ variable "plan" {
   }
 }
 
+variable "derp_map" {
+  description = "How the fleet makes its DERP map: the fields of `docs/operations/derp-map.toml`, `regions` by number. null: as it is."
+  type = object({
+    mode                    = optional(string, "plain")
+    cross_listed_per_region = optional(number)
+    grace_seconds           = optional(number)
+    merge_default_regions   = optional(bool)
+    single_region = optional(object({
+      id        = number
+      code      = string
+      name      = optional(string)
+      latitude  = optional(number)
+      longitude = optional(number)
+    }))
+    regions = optional(map(object({
+      mode               = optional(string)
+      score              = optional(number)
+      avoid              = optional(bool)
+      no_measure_no_home = optional(bool)
+      balancer = optional(object({
+        host_name          = string
+        ipv4               = optional(string)
+        ipv6               = optional(string)
+        derp_port          = optional(number)
+        stun_port          = optional(number)
+        can_port80         = optional(bool)
+        cert_name          = optional(string)
+        insecure_for_tests = optional(bool)
+      }))
+    })), {})
+  })
+  default = null
+
+  validation {
+    condition = var.derp_map == null ? true : alltrue([
+      for mode in concat([var.derp_map.mode], [for region in values(var.derp_map.regions) : region.mode == null ? "plain" : region.mode]) :
+      contains(["plain", "cross-listed", "balanced", "single-region"], mode)
+    ])
+    error_message = "derp_map: a mode is plain, cross-listed, balanced or single-region."
+  }
+}
+
 variable "cli" {
   description = "The operator's command line: a path, or a name on the PATH."
   type        = object({ path = string })

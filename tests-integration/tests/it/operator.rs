@@ -110,11 +110,11 @@ async fn a_voter_reloads_the_configuration_of_another_node() -> anyhow::Result<(
     let through = format!("through node {}", cluster.node("a-1").node_id);
     assert!(log.lines().any(|line| line.contains("audit") && line.contains(&through) && line.contains("done")), "{log}");
 
-    std::fs::write(&file, good.replacen("[region]", "[region]\nlatitude = 7", 1))?;
+    std::fs::write(&file, format!("{good}\n[otlp]\nsample_ratio = 0.5\n"))?;
     let refused = cluster.causeway("a-1", &["node", "reload", "a-2"]).await?;
     failed_with(&refused, 1, "a-2 refuses its configuration");
     let said = String::from_utf8_lossy(&refused.stdout);
-    assert!(said.contains("node.toml: region.latitude: has changed, which needs a restart"), "{said}");
+    assert!(said.contains("node.toml: otlp.sample_ratio: has changed, which needs a restart"), "{said}");
     failed_with(&cluster.causeway("a-2", &["node", "reload", "a-1"]).await?, 1, "only voters pass");
     failed_with(&cluster.causeway("a-1", &["node", "reload", "z-9"]).await?, 3, "z-9");
     std::fs::write(&file, good)?;

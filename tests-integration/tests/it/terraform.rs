@@ -241,3 +241,50 @@ async fn an_apply_that_was_killed_is_repaired_by_the_next_and_a_region_more_touc
     ensure!(!workspace.state_dir().exists(), "files are left in {}", workspace.state_dir().display());
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_map_is_made_as_the_variable_says() -> anyhow::Result<()> {
+    let Some(workspace) = Workspace::new().await? else { return Ok(()) };
+    workspace.succeed(&["init", "-input=false", "-no-color"])?;
+    let regions =
+        "regions={fra={derp_region_id=901,title=\"fra\",nodes=1,voters=1},nyc={derp_region_id=902,title=\"nyc\",nodes=1}}";
+    let with = |settings: &str| [String::from("-var"), regions.to_owned(), String::from("-var"), format!("derp_map={settings}")];
+    let cross_listed = with("{mode=\"cross-listed\",grace_seconds=60,regions={fra={score=0.8}}}");
+    let cross_listed = cross_listed.each_ref().map(String::as_str);
+    workspace.apply(&cross_listed)?;
+    workspace.plan_is_empty(&cross_listed)?;
+    let outputs = workspace.outputs()?;
+    let text = |name: &str| outputs.get(name).and_then(Value::as_str).with_context(|| format!("output {name}"));
+    ensure!(text("derp_map_json").is_err(), "only the fleet knows the map");
+    let (url, trust) = (text("derpmap_url")?.to_owned(), Trust::ca_file(text("ca_file")?)?);
+    let wait_names = async |wanted: &[&str]| {
+        wait_for("the map", Duration::from_secs(10), async || {
+            let map = load_map(&url, Some(&trust)).await?;
+            let names: Vec<String> = map.regions[&RegionId(901)].nodes.iter().map(|node| node.name.clone()).collect();
+            Ok((names == wanted).then_some(map))
+        })
+        .await
+    };
+    let map = wait_names(&["fra-1", "nyc-1@901"]).await?;
+    let scores = map.home_params.and_then(|params| params.region_score).context("scores")?;
+    assert_eq!(scores.into_iter().collect::<Vec<_>>(), [(RegionId(901), 0.8)]);
+    let pids = workspace.running()?;
+
+    let plain = with("{}");
+    let plain = plain.each_ref().map(String::as_str);
+    workspace.apply(&plain)?;
+    workspace.plan_is_empty(&plain)?;
+    wait_names(&["fra-1"]).await?;
+    assert_eq!(workspace.running()?, pids, "no node is touched");
+
+    // What the fleet refuses, Terraform tells; the settings in force stay.
+    let refused = with("{regions={nyc={mode=\"balanced\"}}}");
+    let output = workspace.command(&["apply", "-auto-approve", "-input=false", "-no-color"]).args(&refused).output()?;
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(!output.status.success() && said.contains("regions.902.balancer: is missing"), "{said}");
+    workspace.apply(&plain)?;
+    wait_names(&["fra-1"]).await?;
+    workspace.succeed(&["destroy", "-auto-approve", "-input=false", "-no-color", "-var", regions])?;
+    ensure!(!workspace.state_dir().exists(), "files are left in {}", workspace.state_dir().display());
+    Ok(())
+}

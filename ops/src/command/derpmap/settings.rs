@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The file. What is left out has its default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct MapSettings {
+pub(in crate::command) struct MapSettings {
     mode: Mode,
     #[serde(skip_serializing_if = "Option::is_none")]
     cross_listed_per_region: Option<u32>,
@@ -98,16 +98,27 @@ impl MapSettings {
     ///
     /// # Errors
     /// Naming line or field.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(in crate::command) fn parse(text: &str) -> Result<Self, String> {
         let settings: Self = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
-        for (field, value) in
-            [("cross_listed_per_region", settings.cross_listed_per_region), ("grace_seconds", settings.grace_seconds)]
-        {
+        settings.checked()
+    }
+
+    /// As [`Self::parse`], from JSON with the same fields.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(in crate::command) fn parse_json(text: &str) -> Result<Self, String> {
+        let settings: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        settings.checked()
+    }
+
+    fn checked(self) -> Result<Self, String> {
+        for (field, value) in [("cross_listed_per_region", self.cross_listed_per_region), ("grace_seconds", self.grace_seconds)] {
             if value == Some(0) {
                 return Err(format!("{field}: 0 is too small: wanted at least 1"));
             }
         }
-        for (id, region) in &settings.regions {
+        for (id, region) in &self.regions {
             if id.parse::<u64>().map(|id| id.to_string()).as_ref() != Ok(id) {
                 return Err(format!("regions.{id}: wanted the region's id, such as [regions.901]"));
             }
@@ -115,10 +126,10 @@ impl MapSettings {
                 return Err(format!("regions.{id}.balancer.stun_port: wanted a port, 0 for 3478, or -1 for no STUN"));
             }
         }
-        Ok(settings)
+        Ok(self)
     }
 
-    pub(super) fn to_message(&self) -> v1::DerpMapSettings {
+    pub(in crate::command) fn to_message(&self) -> v1::DerpMapSettings {
         let mut regions: Vec<_> = self.regions.iter().map(|(id, region)| region.to_message(id)).collect();
         regions.sort_by_key(|region| region.id);
         v1::DerpMapSettings {
@@ -137,7 +148,7 @@ impl MapSettings {
         }
     }
 
-    pub(super) fn from_message(message: v1::DerpMapSettings) -> Self {
+    pub(in crate::command) fn from_message(message: v1::DerpMapSettings) -> Self {
         let set = |value: u32| Some(value).filter(|value| *value != 0);
         Self {
             mode: Mode::from_message(message.mode()),

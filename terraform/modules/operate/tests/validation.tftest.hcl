@@ -19,6 +19,56 @@ run "the_status_lies_with_the_fleet" {
   }
 }
 
+run "settings_of_the_map_hold_only_what_is_given" {
+  command = plan
+
+  variables {
+    derp_map = { mode = "cross-listed", regions = { "901" = { score = 0.8, balancer = { host_name = "b.example" } } } }
+  }
+
+  assert {
+    condition = jsondecode(local.derp_map) == {
+      mode    = "cross-listed"
+      regions = { "901" = { score = 0.8, balancer = { host_name = "b.example" } } }
+    }
+    error_message = "wrong settings"
+  }
+
+  assert {
+    condition     = length(terraform_data.derp_map) == 1
+    error_message = "they are applied once"
+  }
+}
+
+run "without_settings_the_map_is_left_alone" {
+  command = plan
+
+  assert {
+    condition     = length(terraform_data.derp_map) == 0
+    error_message = "nothing is to be applied"
+  }
+}
+
+run "an_unknown_mode_is_refused" {
+  command = plan
+
+  variables {
+    derp_map = { mode = "striped" }
+  }
+
+  expect_failures = [var.derp_map]
+}
+
+run "an_unknown_mode_of_a_region_is_refused" {
+  command = plan
+
+  variables {
+    derp_map = { regions = { "901" = { mode = "striped" } } }
+  }
+
+  expect_failures = [var.derp_map]
+}
+
 run "a_voter_that_is_no_machine_is_refused" {
   command = plan
 
