@@ -9,15 +9,33 @@ use causeway_proto::id::NodeId;
 use causeway_proto::packet::{PATH_LEN_MAX, Path, Route};
 use causeway_rpc::convert::{MalformedMessage, node_public};
 use causeway_rpc::v1;
+use causeway_rpc::v1::explain_step::Step;
 use causeway_rpc::v1::routing_client::RoutingClient;
 use causeway_rpc::v1::routing_server::{Routing, RoutingServer};
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use tonic::{Request, Response, Status};
 
 use super::Router;
 use super::decide::{Action, Decision, Ingress, Question};
 
-/// How long one node may take for its own step. A question waits so long for each node that may be on the way still.
+/// How long a node may take to tell its own step.
 const HOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What is added for each node that may be on the way still, so that who is next to a silent one notices first and names it.
+const RELAY_ALLOWANCE: Duration = Duration::from_millis(200);
+
+/// The steps of a way as the nodes on it tell them.
+type Steps = BoxStream<'static, Result<v1::ExplainStep, Status>>;
+
+/// The way of a packet.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Way {
+    /// As far as it is known.
+    pub hops: Vec<v1::ExplainResponse>,
+    /// The node that did not tell its step, if the way does not end with the hops.
+    pub unanswered: Option<v1::Unanswered>,
+}
 
 /// Answers for one router, and asks the next ones.
 #[derive(Debug, Clone)]
@@ -45,57 +63,111 @@ impl RoutingService {
     ///
     /// # Errors
     /// A malformed question.
-    pub async fn explain_from(&self, origin: NodeId, mut question: v1::ExplainRequest) -> Result<v1::ExplainPath, Status> {
+    pub async fn explain_from(&self, origin: NodeId, mut question: v1::ExplainRequest) -> Result<Way, Status> {
         let router = &self.router;
-        if origin == router.own() {
-            return self.explain_from_here(question).await;
-        }
-        let mut ask = origin;
-        if !router.parts.links.is_up(origin) {
-            let hears_it = router.parts.view.heard_by(origin).into_iter().find(|node| router.parts.links.is_up(*node));
-            ask = hears_it.unwrap_or(origin);
-        }
-        question.at = if ask == origin { 0 } else { origin.0 };
-        Ok(self.ask(ask, question).await)
-    }
-
-    /// This node's step, and what the nodes after it say.
-    async fn explain_from_here(&self, mut question: v1::ExplainRequest) -> Result<v1::ExplainPath, Status> {
-        let own = self.router.own();
-        let hop = self.router.explain_request(&question)?;
-        let mut way = v1::ExplainPath::default();
-        if hop.action == "forward" {
-            if question.origin == 0 {
-                question.origin = own.0;
+        let mut steps = if origin == router.own() {
+            self.steps_from_here(question)?
+        } else {
+            let mut ask = origin;
+            if !router.parts.links.is_up(origin) {
+                let hears_it = router.parts.view.heard_by(origin).into_iter().find(|node| router.parts.links.is_up(*node));
+                ask = hears_it.unwrap_or(origin);
             }
-            question.target = hop.target;
-            question.rank_used = hop.rank_used;
-            question.redirects = hop.redirects;
-            question.path.push(own.0);
-            way = self.ask(NodeId(hop.next_hop), question).await;
+            question.at = if ask == origin { 0 } else { origin.0 };
+            self.ask(ask, question)
+        };
+        let mut way = Way::default();
+        while let Some(step) = steps.try_next().await? {
+            match step.step {
+                Some(Step::Hop(hop)) => way.hops.push(hop),
+                Some(Step::Unanswered(unanswered)) => way.unanswered = Some(unanswered),
+                None => {}
+            }
         }
-        way.hops.insert(0, hop);
         Ok(way)
     }
 
-    async fn ask(&self, node: NodeId, question: v1::ExplainRequest) -> v1::ExplainPath {
-        let channel = match self.peers.channel(node, ChannelUse::Fleet) {
-            Ok(channel) => channel,
-            Err(error) => return unanswered(node, error.to_string()),
-        };
-        let deadline = HOP_DEADLINE * nodes_to_come(&question);
-        match tokio::time::timeout(deadline, RoutingClient::new(channel).explain(question)).await {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => unanswered(node, status.message().to_owned()),
-            Err(_) => unanswered(node, "no answer in time".to_owned()),
+    /// This node's step, and what the nodes after it tell.
+    fn steps_from_here(&self, mut question: v1::ExplainRequest) -> Result<Steps, Status> {
+        let own = self.router.own();
+        let hop = self.router.explain_request(&question)?;
+        let next = (hop.action == "forward").then_some(NodeId(hop.next_hop));
+        if question.origin == 0 {
+            question.origin = own.0;
         }
+        question.target = hop.target;
+        question.rank_used = hop.rank_used;
+        question.redirects = hop.redirects;
+        question.path.push(own.0);
+        let first = stream::iter([Ok(v1::ExplainStep { step: Some(Step::Hop(hop)) })]);
+        Ok(match next {
+            Some(next) => first.chain(self.ask(next, question)).boxed(),
+            None => first.boxed(),
+        })
+    }
+
+    /// What `node` and those after it tell.
+    fn ask(&self, node: NodeId, question: v1::ExplainRequest) -> Steps {
+        let patience = Patience::of(&question);
+        let channel = self.peers.channel(node, ChannelUse::Fleet);
+        let asked = async move {
+            let answer = match channel {
+                Ok(channel) => RoutingClient::new(channel).explain(question).await,
+                Err(error) => Err(Status::unavailable(error.to_string())),
+            };
+            match answer {
+                Ok(steps) => steps.into_inner().boxed(),
+                Err(status) => stream::iter([Err(status)]).boxed(),
+            }
+        };
+        told_by(node, patience, asked.flatten_stream().boxed())
     }
 }
 
-/// A way of which nothing is known, because its first node cannot be asked.
-const fn unanswered(node: NodeId, why: String) -> v1::ExplainPath {
-    v1::ExplainPath { hops: Vec::new(), unanswered: Some(v1::Unanswered { node_id: node.0, why }) }
+/// How long to wait for the steps that a node tells.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// For its own.
+    first: Duration,
+    /// For each further one: it has the same patience with the next node.
+    further: Duration,
 }
+
+impl Patience {
+    fn of(question: &v1::ExplainRequest) -> Self {
+        // Who only passes the question on tells no step of its own.
+        let first = HOP_DEADLINE * (1 + u32::from(question.at != 0));
+        Self { first, further: HOP_DEADLINE + RELAY_ALLOWANCE * nodes_to_come(question) }
+    }
+}
+
+/// The steps that `node` tells; a node that keeps the next step waiting is named, and ends the way.
+fn told_by(node: NodeId, patience: Patience, steps: Steps) -> Steps {
+    let waiting = Some((steps, node, patience.first));
+    let told = stream::unfold(waiting, move |waiting| async move {
+        let (mut steps, expected, deadline) = waiting?;
+        let silent = |why: &str| {
+            let unanswered = v1::Unanswered { node_id: expected.0, why: why.to_owned() };
+            Some((Ok(v1::ExplainStep { step: Some(Step::Unanswered(unanswered)) }), None))
+        };
+        match tokio::time::timeout(deadline, steps.next()).await {
+            Ok(Some(Ok(step))) => {
+                let next = match &step.step {
+                    Some(Step::Hop(hop)) => NodeId(hop.next_hop),
+                    Some(Step::Unanswered(_)) | None => expected,
+                };
+                Some((Ok(step), Some((steps, next, patience.further))))
+            }
+            Ok(Some(Err(status))) => silent(status.message()),
+            Ok(None) => None,
+            Err(_) => silent("no answer in time"),
+        }
+    });
+    told.take(STEPS_MAX).boxed()
+}
+
+/// Steps that are believed of a node: those of a full path, and who did not answer.
+const STEPS_MAX: usize = PATH_LEN_MAX + 2;
 
 /// How many nodes may be on the way from the one asked on, itself included: fewer with each step, so that who is nearer gives up first.
 fn nodes_to_come(question: &v1::ExplainRequest) -> u32 {
@@ -106,16 +178,14 @@ fn nodes_to_come(question: &v1::ExplainRequest) -> u32 {
 
 #[tonic::async_trait]
 impl Routing for RoutingService {
-    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainPath>, Status> {
+    type ExplainStream = Steps;
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<Steps>, Status> {
         let mut question = request.into_inner();
         let at = NodeId(std::mem::take(&mut question.at));
         // Passed on once only: the node it begins at is asked directly.
-        let way = if at == NodeId(0) || at == self.router.own() {
-            self.explain_from_here(question).await?
-        } else {
-            self.ask(at, question).await
-        };
-        Ok(Response::new(way))
+        let from_here = at == NodeId(0) || at == self.router.own();
+        Ok(Response::new(if from_here { self.steps_from_here(question)? } else { self.ask(at, question) }))
     }
 }
 
@@ -186,4 +256,54 @@ fn response_of(own: NodeId, decision: &Decision) -> v1::ExplainResponse {
         }
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: Patience = Patience { first: HOP_DEADLINE, further: HOP_DEADLINE };
+
+    fn hop(node: u64, next_hop: u64) -> Steps {
+        let hop = v1::ExplainResponse { node_id: node, next_hop, ..v1::ExplainResponse::default() };
+        stream::iter([Ok(v1::ExplainStep { step: Some(Step::Hop(hop)) })]).boxed()
+    }
+
+    /// What comes of a way: ids of the hops, who did not answer, and after how long that was known.
+    async fn outcome(steps: Steps) -> (Vec<u64>, Option<u64>, Duration) {
+        let started = tokio::time::Instant::now();
+        let (mut hops, mut unanswered) = (Vec::new(), None);
+        for step in steps.try_collect::<Vec<_>>().await.expect("steps") {
+            match step.step.expect("a step") {
+                Step::Hop(hop) => hops.push(hop.node_id),
+                Step::Unanswered(node) => unanswered = Some(node.node_id),
+            }
+        }
+        (hops, unanswered, started.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_is_named_after_its_own_deadline_wherever_it_stands() {
+        let question = |asked: usize| v1::ExplainRequest { path: vec![0; asked], ..v1::ExplainRequest::default() };
+        let patience = |asked| Patience::of(&question(asked));
+        // The node asked itself, and the third one on the way, behind two that relay what it does not say.
+        let silent = |node, asked| told_by(NodeId(node), patience(asked), stream::pending().boxed());
+        assert_eq!(outcome(silent(1, 1)).await, (vec![], Some(1), HOP_DEADLINE));
+        let behind_two = told_by(NodeId(2), patience(2), hop(2, 3).chain(silent(3, 3)).boxed());
+        let behind_one = told_by(NodeId(1), patience(1), hop(1, 2).chain(behind_two).boxed());
+        assert_eq!(outcome(behind_one).await, (vec![1, 2], Some(3), HOP_DEADLINE));
+        // One that answers and then dies with the question costs a little more, since the next might still answer through it.
+        let died = told_by(NodeId(1), patience(1), hop(1, 2).chain(stream::pending()).boxed());
+        let (hops, unanswered, after) = outcome(died).await;
+        assert_eq!((hops, unanswered), (vec![1], Some(2)));
+        assert!(after < HOP_DEADLINE * 2, "{after:?}");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_breaks_off_or_goes_on_for_ever_ends_the_way() {
+        let broken = told_by(NodeId(1), FULL, stream::iter([Err(Status::unavailable("gone"))]).boxed());
+        assert_eq!(outcome(broken).await.1, Some(1));
+        let endless = stream::repeat_with(|| hop(1, 1)).flatten().boxed();
+        assert_eq!(outcome(told_by(NodeId(1), FULL, endless)).await.0.len(), STEPS_MAX);
+    }
 }
