@@ -64,7 +64,7 @@ pub fn spawn(program: &Path, node: &NodeDir, spec: &NodeSpec, leash: &Path) -> a
     remove_file(&node.stopped())?;
     let mut command = detached(program, &node.log())?;
     command.arg("--config").arg(node.config()).arg("--ready-file").arg(node.ready()).arg("--leash").arg(leash);
-    for set in &spec.set {
+    for set in spec.listeners().iter().chain(&spec.set) {
         command.arg("--set").arg(set);
     }
     // A group of its own: Ctrl-C in a terminal reaches only this program, which then ends the nodes in good order.

@@ -62,6 +62,10 @@ pub fn node(fleet: &FleetDir, spec: &NodeSpec) -> anyhow::Result<NodeDir> {
 /// Naming the file.
 pub fn save(fleet: &FleetDir, node: &NodeDir, spec: &NodeSpec) -> anyhow::Result<()> {
     write_atomically(&node.config(), &spec.to_config(fleet, node)?, 0o600)?;
+    save_spec(node, spec)
+}
+
+fn save_spec(node: &NodeDir, spec: &NodeSpec) -> anyhow::Result<()> {
     write_atomically(&node.spec(), &format!("{}\n", serde_json::to_string_pretty(spec)?), 0o600)
 }
 
@@ -84,7 +88,8 @@ pub fn pin(fleet: &FleetDir, node: &NodeDir, ready: &NodeReady) -> anyhow::Resul
     let before = spec.ports;
     spec.pin_ports(ready)?;
     if spec.ports != before {
-        save(fleet, node, &spec)?;
+        // The configuration stays as the process has read it, or it would refuse to take up any later change of it.
+        save_spec(node, &spec)?;
     }
     publish_seeds(fleet, &FileLock::wait(&fleet.lock())?)
 }

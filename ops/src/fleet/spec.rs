@@ -226,6 +226,21 @@ impl NodeSpec {
         toml::to_string(&config).context("the configuration cannot be rendered")
     }
 
+    /// Overrides of the configuration for the ports that are known, those that the kernel chose at an earlier start among them.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<String> {
+        let ports = [
+            ("derp.listen", self.ports.derp),
+            ("derp.plain_http_listen", self.ports.plain_http),
+            ("stun.listen", self.ports.stun),
+            ("mesh.listen", self.ports.mesh),
+            ("metrics.listen", self.ports.metrics),
+            ("operator.listen", self.ports.operator.unwrap_or_default()),
+        ];
+        let known = ports.into_iter().filter(|(_, port)| *port != 0);
+        known.map(|(field, port)| format!("{field}=\"{}\"", SocketAddr::new(self.bind, port))).collect()
+    }
+
     /// Sources from which stock derpers may mesh: this machine.
     fn stock_peers(&self) -> Vec<String> {
         let own = if self.bind.is_ipv4() { format!("{}/32", self.bind) } else { format!("{}/128", self.bind) };
@@ -369,5 +384,9 @@ listen = "127.90.1.11:0"
         };
         spec.pin_ports(&ready).expect("pinned");
         assert_eq!(spec.ports, Ports { derp: 1001, plain_http: 0, stun: 1003, mesh: 1004, metrics: 1005, operator: None });
+        let listeners =
+            ["derp.listen=\"127.90.1.11:1001\"", "stun.listen=\"127.90.1.11:1003\"", "mesh.listen=\"127.90.1.11:1004\""];
+        assert_eq!(spec.listeners()[..3], listeners);
+        assert_eq!(spec.listeners().len(), 4);
     }
 }
