@@ -2,7 +2,8 @@
 //!
 //! Clients see it as a Health frame; routing does not change.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use causeway_proto::presence::PresenceKey;
 
 use super::registry::Registry;
 
-/// How often an overlap is looked at again, and the connection here asked for proof.
+/// How often an overlap is looked at again, and how long the connection here has to prove that it lives.
 const RECHECK: Duration = Duration::from_secs(5);
 
 /// Shown by the client to its user.
@@ -26,38 +27,55 @@ pub(super) struct CloneWatch {
     view: Arc<PresenceView>,
     own: NodeId,
     alarm: CloneAlarm,
-    overlapping: BTreeSet<PresenceKey>,
+    /// Keys that are home twice, and when their connections here were last asked for proof. A client may be silent for hours: only
+    /// its answer tells a copy from a connection that is half open.
+    asked: BTreeMap<PresenceKey, Instant>,
     recheck_at: Option<Instant>,
 }
 
 impl CloneWatch {
     pub(super) fn new(registry: Arc<Registry>, view: Arc<PresenceView>, own: NodeId) -> Self {
-        Self { registry, view, own, alarm: CloneAlarm::default(), overlapping: BTreeSet::new(), recheck_at: None }
+        Self { registry, view, own, alarm: CloneAlarm::default(), asked: BTreeMap::new(), recheck_at: None }
     }
 
     /// Something about the claims of `key` changed.
     pub(super) fn look_at(&mut self, key: PresenceKey, now: Instant) {
-        let overlaps = self.registry.is_proven_home(&client(&key)) && self.is_home_elsewhere(&key);
-        if overlaps {
-            self.overlapping.insert(key);
-            self.recheck_at.get_or_insert(now + RECHECK);
-        } else if !self.overlapping.remove(&key) {
+        if !(self.registry.is_home(&client(&key)) && self.is_home_elsewhere(&key)) {
+            if self.asked.remove(&key).is_some() {
+                self.observe(key, false, now);
+            }
             return;
         }
-        let change = self.alarm.observe(key, overlaps, now);
-        self.report(change);
+        let Entry::Vacant(asked) = self.asked.entry(key) else { return };
+        asked.insert(now);
+        self.recheck_at.get_or_insert(now + RECHECK);
+        self.registry.probe_home(&client(&key));
+        self.observe(key, true, now);
     }
 
     /// Looks again at every overlap, and raises what has lasted.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.recheck_at = None;
-        for key in self.overlapping.clone() {
-            // Proof of before the last look would let a half-open connection count.
-            self.registry.challenge(&client(&key), now);
+        let keys: Vec<PresenceKey> = self.asked.keys().copied().collect();
+        for key in keys {
+            // A node that is lost or back makes no event of each of its claims.
             self.look_at(key, now);
+            let Some(asked_at) = self.asked.get_mut(&key) else { continue };
+            self.recheck_at = Some(now + RECHECK);
+            // Who was asked between two looks has until the one after the next.
+            if now >= *asked_at + RECHECK {
+                let asked_at = std::mem::replace(asked_at, now);
+                self.observe(key, self.registry.is_home_heard_since(&client(&key), asked_at), now);
+                self.registry.probe_home(&client(&key));
+            }
         }
         let changes = self.alarm.handle_timeout(now);
         self.report(changes);
+    }
+
+    fn observe(&mut self, key: PresenceKey, overlaps: bool, now: Instant) {
+        let change = self.alarm.observe(key, overlaps, now);
+        self.report(change);
     }
 
     /// When to call [`Self::handle_timeout`] next.

@@ -149,11 +149,16 @@ impl ClientConnection {
     /// Challenges the connection because another claim of its key was seen: a suspect one is probed.
     pub(super) fn challenge(&self, now: Instant) {
         if self.proof.challenge(now) {
-            // The data does not matter: any byte is proof.
-            let probe = if self.facts.can_ack_pings { Frame::Ping { data: self.id.to_be_bytes() } } else { Frame::KeepAlive };
-            // A connection that cannot take the probe is ending anyway.
-            let _refused = self.send(probe);
+            self.probe();
         }
+    }
+
+    /// Asks for a sign of life.
+    pub(super) fn probe(&self) {
+        // The data does not matter: any byte is proof.
+        let probe = if self.facts.can_ack_pings { Frame::Ping { data: self.id.to_be_bytes() } } else { Frame::KeepAlive };
+        // A connection that cannot take the probe is ending anyway.
+        let _refused = self.send(probe);
     }
 
     /// Whether a frame of this connection can change which connection of its key is active.

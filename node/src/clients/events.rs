@@ -99,8 +99,12 @@ impl Follower {
             }
         }
         self.registry.all_changed_elsewhere();
-        let view = Arc::clone(&self.view);
-        self.registry.challenge_all(|key| view.prefer(&(*key).into(), &|_| false).is_some(), now);
+        for key in self.registry.keys() {
+            if self.view.prefer(&key.into(), &|_| false).is_some() {
+                self.registry.challenge(&key, now);
+                self.clones.look_at(key.into(), now);
+            }
+        }
     }
 
     fn tell_gone(&mut self, now: Instant) {

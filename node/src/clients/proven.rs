@@ -51,6 +51,12 @@ impl Proof {
         !self.suspect.load(Ordering::Relaxed)
     }
 
+    /// Whether a byte arrived at `at` or later, to the millisecond.
+    #[must_use]
+    pub fn is_heard_since(&self, at: Instant) -> bool {
+        self.heard_ms.load(Ordering::Relaxed) >= self.age_ms(at)
+    }
+
     fn age_ms(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.since).as_millis()).unwrap_or(u64::MAX)
     }
@@ -73,5 +79,6 @@ mod tests {
         proof.heard(at(6));
         assert!(proof.is_proven());
         assert!(!proof.challenge(at(9)) && proof.challenge(at(10)));
+        assert!(proof.is_heard_since(at(6)) && !proof.is_heard_since(at(7)));
     }
 }

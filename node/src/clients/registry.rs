@@ -221,10 +221,10 @@ impl Registry {
         }
     }
 
-    /// Challenges everybody that `is_claimed_elsewhere`: after events were missed.
-    pub fn challenge_all(&self, is_claimed_elsewhere: impl Fn(&NodePublic) -> bool, now: Instant) {
-        let keys: Vec<NodePublic> = self.active.pin().keys().copied().collect();
-        keys.iter().filter(|key| is_claimed_elsewhere(key)).for_each(|key| self.challenge(key, now));
+    /// The keys connected here.
+    #[must_use]
+    pub fn keys(&self) -> Vec<NodePublic> {
+        self.active.pin().keys().copied().collect()
     }
 
     /// Streams to `watcher` who is connected here and at sibling nodes, from now on (`derp.md` section 5.7).
@@ -284,11 +284,33 @@ impl Registry {
         self.parts.owner_log.claim(key.into(), kind, false, self.wall_us())
     }
 
-    /// Whether `key` has a home connection here and its active one is proven to live.
+    /// Whether a connection of `key` here is its client's home.
     #[must_use]
-    pub fn is_proven_home(&self, key: &NodePublic) -> bool {
-        let proven = self.with_active(key, |connection| connection.proof.is_proven()).unwrap_or(false);
-        proven && self.shard(key).lock().get(key).is_some_and(|state| state.home)
+    pub fn is_home(&self, key: &NodePublic) -> bool {
+        self.any_home(key, |_| true)
+    }
+
+    /// Asks the home connections of `key` for a sign of life; routing does not change.
+    pub fn probe_home(&self, key: &NodePublic) {
+        self.any_home(key, |connection| {
+            connection.probe();
+            false
+        });
+    }
+
+    /// Whether a home connection of `key` sent anything at `at` or later.
+    #[must_use]
+    pub fn is_home_heard_since(&self, key: &NodePublic, at: Instant) -> bool {
+        self.any_home(key, |connection| connection.proof.is_heard_since(at))
+    }
+
+    fn any_home(&self, key: &NodePublic, is_it: impl Fn(&ClientConnection) -> bool) -> bool {
+        if !self.is_here(key) {
+            return false;
+        }
+        let shard = self.shard(key).lock();
+        let mut connections = shard.get(key).into_iter().flat_map(|state| state.connections.iter());
+        connections.any(|connection| connection.preferred.load(Ordering::Relaxed) && is_it(connection))
     }
 
     /// Sends a frame to every connection of `key`.

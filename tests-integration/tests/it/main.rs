@@ -4,6 +4,7 @@
 
 mod bad_bytes;
 mod boundaries;
+mod clones;
 mod demo;
 mod derp;
 mod derp_mesh;

@@ -111,33 +111,58 @@ async fn departures_linger_unless_clean_and_a_return_cancels_them() {
     assert_eq!(frames(&client), gone, "a clean goodbye is told at once");
 }
 
+/// Lets time pass; a client that `lives` is silent but for its answers to what it is asked. Returns what it is told of its health.
+async fn health(client: &Registration, seconds: u64, lives: bool) -> Vec<String> {
+    let mut health = Vec::new();
+    for _ in 0..seconds {
+        for frame in frames(client) {
+            match frame {
+                Frame::Ping { .. } if lives => client.connection().proof().heard(now()),
+                Frame::Health { problem } => health.push(problem),
+                _ => {}
+            }
+        }
+        pass(Duration::from_secs(1)).await;
+    }
+    health
+}
+
+fn alarms(world: &World) -> (i64, u64) {
+    (world.registry.metrics().clone_alarms.get(), world.registry.metrics().clone_alarms_raised.get())
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_proven_homes_for_thirty_seconds_raise_the_clone_alarm_and_a_side_connection_does_not() {
     let mut world = World::new();
     let client = world.client();
     world.registry.note_preferred(client.connection(), true, now());
-    let health = async |seconds: u64| {
-        let mut health = Vec::new();
-        for _ in 0..seconds {
-            // The client lives: it answers whatever it is asked.
-            client.connection().proof().heard(now());
-            health.extend(frames(&client).into_iter().filter(|frame| matches!(frame, Frame::Health { .. })));
-            pass(Duration::from_secs(1)).await;
-        }
-        health
-    };
+    // Silent for longer than proof lasts.
+    assert!(health(&client, 10, true).await.is_empty());
     world.other_says(claim(KEY, 1, false));
-    assert!(health(120).await.is_empty(), "home here, side there: as stock clients do");
+    assert!(health(&client, 120, true).await.is_empty(), "home here, side there: as stock clients do");
     world.other_says(claim(KEY, 2, true));
-    assert!(health(29).await.is_empty());
-    let raised = health(10).await;
-    assert!(matches!(&raised[..], [Frame::Health { problem }] if !problem.is_empty()));
-    let alarms = (world.registry.metrics().clone_alarms.get(), world.registry.metrics().clone_alarms_raised.get());
-    assert_eq!(alarms, (1, 1));
+    assert!(health(&client, 29, true).await.is_empty());
+    let raised = health(&client, 10, true).await;
+    assert!(matches!(&raised[..], [problem] if !problem.is_empty()));
+    assert_eq!(alarms(&world), (1, 1));
+    assert!(health(&client, 120, true).await.is_empty(), "told once");
     world.other_says(release(KEY, 2, true));
-    assert_eq!(health(10).await, [Frame::Health { problem: String::new() }]);
-    let alarms = (world.registry.metrics().clone_alarms.get(), world.registry.metrics().clone_alarms_raised.get());
-    assert_eq!(alarms, (0, 1), "healthy again");
+    assert_eq!(health(&client, 10, true).await, [""]);
+    assert_eq!(alarms(&world), (0, 1), "healthy again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_moved_away_from_a_half_open_connection_is_no_clone() {
+    let mut world = World::new();
+    let client = world.client();
+    world.registry.note_preferred(client.connection(), true, now());
+    world.other_says(claim(KEY, 1, true));
+    assert!(health(&client, 120, false).await.is_empty());
+    assert_eq!(alarms(&world), (0, 0), "the connection here proves nothing");
+    // It was the network that was away: now there are two.
+    assert!(matches!(&health(&client, 45, true).await[..], [problem] if !problem.is_empty()));
+    assert_eq!(health(&client, 15, false).await, [""], "and now the copy is gone");
+    assert_eq!(alarms(&world), (0, 1));
 }
 
 #[tokio::test(start_paused = true)]
