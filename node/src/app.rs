@@ -31,6 +31,7 @@ use crate::ingress::http::{BootstrapDns, DebugDesk, DerpMapDocument, Site};
 use crate::ingress::mesh::{MeshDoor, MeshDoorParts};
 use crate::ingress::metrics::IngressMetrics;
 use crate::ingress::operator::{OperatorDoor, OperatorPort, OperatorSocket};
+use crate::ingress::round_trips;
 use crate::ingress::server_key::server_key;
 use crate::ingress::tls::ServerCertificate;
 use crate::lifecycle::clock::wall_clock;
@@ -214,6 +215,8 @@ async fn start(
         exporter: exporter.clone(),
         registry: Arc::clone(&packets.registry),
         view: Arc::clone(&control.view),
+        admission: Arc::<Policy>::clone(&admission),
+        server_key: derp_public_key,
         region: config.region.id,
         started: wall_clock(),
         clock: wall_clock,
@@ -285,6 +288,10 @@ async fn start(
         runtime: control_runtime.clone(),
         tasks: tasks.clone(),
     };
+    let clients_by = [Some(listeners.bound.derp), listeners.bound.plain_http].into_iter().flatten().collect();
+    let round_trips = metrics.round_trips().clone();
+    let registry = Arc::clone(&packets.registry);
+    tasks.spawn_on(control_runtime, round_trips::keep_reading(registry, clients_by, round_trips, tasks.cancel.clone()));
     listeners.serve(&doors, &mesh_door, operator_port, control_runtime, tasks, &metrics);
     if let Some(pin) = certificate.pin() {
         record::tell_map_entry(&pin, &control.nodes.borrow());

@@ -238,6 +238,7 @@ impl World {
             is_prober: false,
             is_not_ideal: false,
             can_ack_pings: true,
+            socket: None,
         };
         let node = &mut self.nodes[node];
         let registration = node.registry.register(facts, CancellationToken::new(), Instant::now()).unwrap();

@@ -120,20 +120,41 @@ impl<S: Source> Cached<S> {
     }
 }
 
+impl<S: Source> Cached<S> {
+    /// What the source says now. Nothing is remembered of it.
+    ///
+    /// # Errors
+    /// It failed to decide.
+    pub async fn ask(&self, applicant: Applicant) -> Result<Decision, Failure> {
+        let answer = self.shared.answer(applicant).await;
+        self.shared.note(&answer);
+        answer
+    }
+
+    /// Its field in the configuration.
+    pub fn label(&self) -> &'static str {
+        self.shared.source.label()
+    }
+}
+
 impl<S: Source> Inner<S> {
+    async fn answer(&self, applicant: Applicant) -> Result<Decision, Failure> {
+        let answered = async {
+            // The semaphore is never closed.
+            let _turn = self.asking.acquire().await;
+            self.source.ask(applicant).await
+        };
+        timeout(self.source.deadline(), answered).await.unwrap_or_else(|_| {
+            let why = format!("no answer within {} s", self.source.deadline().as_secs());
+            Err(Failure { otherwise: self.source.unreachable(), why })
+        })
+    }
+
     fn question(inner: Arc<Self>, applicant: Applicant) -> Question {
         let forget = Forget { inner, applicant };
         let ask = async move {
             let inner = &forget.inner;
-            let answered = async {
-                // The semaphore is never closed.
-                let _turn = inner.asking.acquire().await;
-                inner.source.ask(applicant).await
-            };
-            let answer = timeout(inner.source.deadline(), answered).await.unwrap_or_else(|_| {
-                let why = format!("no answer within {} s", inner.source.deadline().as_secs());
-                Err(Failure { otherwise: inner.source.unreachable(), why })
-            });
+            let answer = inner.answer(applicant).await;
             inner.note(&answer);
             let decision = inner.memory.lock().take_in(applicant, &answer, inner.lifetimes, now());
             inner.metrics.question(inner.source.label(), came(&answer, decision));

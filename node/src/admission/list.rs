@@ -93,6 +93,11 @@ impl KeyList {
         &self.path
     }
 
+    /// What is wrong with the file as it is now. Blocks.
+    pub(super) fn fault(&self) -> Option<ListError> {
+        read(&self.path).err()
+    }
+
     /// Whether the file has changed since the last call.
     pub(super) fn has_changed(&self) -> bool {
         let now = FileStamp::of(&self.path);

@@ -107,6 +107,13 @@ pub trait Admission: Send + Sync {
     /// Decides within the login deadline; whoever takes longer has denied.
     fn decide(&self, applicant: Applicant) -> BoxFuture<'_, Decision>;
 
+    /// Which of those who decide cannot at the moment, and why, in sentences: each is asked about `key`, which is nobody's. Nothing is
+    /// remembered of it.
+    fn faults(&self, key: NodePublic) -> BoxFuture<'_, Vec<String>> {
+        let _nobodys = key;
+        Box::pin(std::future::ready(Vec::new()))
+    }
+
     /// Another number after each change by which a decision may differ from the last one.
     fn generation(&self) -> u64 {
         0

@@ -1,15 +1,17 @@
 //! The configured sources, asked in order: all must admit.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use causeway_proto::key::NodePublic;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::cache::Cached;
+use super::cache::{Cached, Failure};
 use super::list::KeyList;
 use super::metrics::AdmissionMetrics;
 use super::tailscaled::Tailscaled;
@@ -169,7 +171,38 @@ impl Rule {
     }
 }
 
+impl Rule {
+    /// Why it cannot decide at the moment.
+    async fn fault(&self, applicant: Applicant) -> Option<String> {
+        let (label, answer) = match self {
+            Self::AllowList(list) | Self::DenyList(list) => {
+                let list = Arc::clone(list);
+                // It may be long. A task that is cut short at the end of the process has found nothing.
+                return tokio::task::spawn_blocking(move || list.fault()).await.ok()?.map(|fault| fault.to_string());
+            }
+            Self::VerifyUrl(source) => (source.label(), source.ask(applicant).await),
+            Self::Tailscaled(source) => (source.label(), source.ask(Tailscaled::about_key(applicant)).await),
+        };
+        let why = match answer {
+            Err(Failure { why, .. }) => why,
+            Ok(Decision::Deny(Denial::UrlStatus)) => "an answer of another status than 200".to_owned(),
+            Ok(Decision::Deny(Denial::UrlAnswer)) => "an answer that says neither yes nor no".to_owned(),
+            Ok(_) => return None,
+        };
+        Some(format!("admission by {label}: {why}"))
+    }
+}
+
 impl Admission for Policy {
+    fn faults(&self, key: NodePublic) -> BoxFuture<'_, Vec<String>> {
+        Box::pin(async move {
+            let rules = self.rules.load_full();
+            let applicant = Applicant { key, source: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+            let faults = rules.sources.iter().map(|rule| rule.fault(applicant));
+            futures::future::join_all(faults).await.into_iter().flatten().collect()
+        })
+    }
+
     fn decide(&self, applicant: Applicant) -> BoxFuture<'_, Decision> {
         Box::pin(async move {
             let decision = self.judge(applicant).await;

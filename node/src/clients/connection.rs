@@ -28,6 +28,8 @@ pub struct ClientFacts {
     pub is_not_ideal: bool,
     /// Answers pings.
     pub can_ack_pings: bool,
+    /// What the kernel calls its socket; none if it does not say.
+    pub socket: Option<u64>,
 }
 
 impl ClientFacts {

@@ -20,6 +20,7 @@ use super::derp::{DerpServer, Opening, UpgradedStream};
 use super::http::{self, Door, Ended, Site};
 use super::metrics::IngressMetrics;
 use super::proxy;
+use super::round_trips::cookie_of;
 use super::tls::challenges::ACME_TLS;
 use super::websocket::{self, WebSocketStream};
 use crate::config::Cidr;
@@ -214,7 +215,10 @@ impl Doors {
             }
             match door {
                 Door::Derp => self.serve_tls(socket, remote, entry).await,
-                Door::Plain | Door::Metrics => self.serve_http(Door::Plain, Box::new(socket), remote, entry).await,
+                Door::Plain | Door::Metrics => {
+                    let cookie = cookie_of(&socket);
+                    self.serve_http(Door::Plain, (Box::new(socket), cookie), remote, entry).await
+                }
             }
         };
         tokio::select! {
@@ -249,6 +253,7 @@ impl Doors {
     }
 
     async fn serve_tls(&self, socket: TcpStream, remote: SocketAddr, entry: Entry) -> Result<(), &'static str> {
+        let cookie = cookie_of(&socket);
         let turns = self.handshakes.load_full();
         let turn = timeout(HANDSHAKE_WAIT_MAX, turns.acquire()).await.map_err(|_| "handshake_queue")?;
         let by = (Instant::now() + HANDSHAKE_DEADLINE).min(entry.deadline());
@@ -265,7 +270,7 @@ impl Doors {
             Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ACME_TLS) => Ok(()),
             Ok(Ok(stream)) => {
                 let _active = self.parts.metrics.tls_connection(version_label(stream.get_ref().1.protocol_version()));
-                self.serve_http(Door::Derp, Box::new(stream), remote, entry).await
+                self.serve_http(Door::Derp, (Box::new(stream), cookie), remote, entry).await
             }
             Ok(Err(error)) => {
                 tracing::debug!(%remote, %error, "TLS handshake failed");
@@ -275,7 +280,14 @@ impl Doors {
         }
     }
 
-    async fn serve_http(&self, door: Door, io: AnyStream, remote: SocketAddr, entry: Entry) -> Result<(), &'static str> {
+    /// The stream comes with the kernel's name for its socket.
+    async fn serve_http(
+        &self,
+        door: Door,
+        (io, socket): (AnyStream, Option<u64>),
+        remote: SocketAddr,
+        entry: Entry,
+    ) -> Result<(), &'static str> {
         match http::serve(io, door, &self.parts.site, remote, entry.deadline()).await {
             Ended::Closed(None) => Ok(()),
             Ended::Closed(Some(reason)) => Err(reason),
@@ -289,7 +301,7 @@ impl Doors {
                 };
                 let ideal_node = head.ideal_node().map(ToOwned::to_owned);
                 let opening = if head.fast_start() { Opening::FastStart } else { Opening::Upgrade };
-                let upgraded = UpgradedStream { io, buffered, remote: client, opening, ideal_node, permit };
+                let upgraded = UpgradedStream { io, buffered, remote: client, socket, opening, ideal_node, permit };
                 match websocket {
                     Some(handshake) => Box::pin(self.serve_websocket(&handshake, upgraded)).await,
                     None => {
@@ -302,7 +314,7 @@ impl Doors {
     }
 
     async fn serve_websocket(&self, handshake: &Handshake, upgraded: UpgradedStream<AnyStream>) -> Result<(), &'static str> {
-        let UpgradedStream { mut io, buffered, remote, ideal_node, permit, .. } = upgraded;
+        let UpgradedStream { mut io, buffered, remote, socket, ideal_node, permit, .. } = upgraded;
         let answer = async {
             io.write_all(websocket::switching_protocols(handshake).as_bytes()).await?;
             if handshake.speaks_derp { io.flush().await } else { websocket::refuse(&mut io).await }
@@ -314,7 +326,10 @@ impl Doors {
         }
         let io: AnyStream = Box::new(WebSocketStream::new(io, buffered).map_err(|_| "websocket_protocol")?);
         let opening = Opening::WebSocket;
-        self.parts.derp.serve(UpgradedStream { io, buffered: BytesMut::new(), remote, opening, ideal_node, permit }).await;
+        self.parts
+            .derp
+            .serve(UpgradedStream { io, buffered: BytesMut::new(), remote, socket, opening, ideal_node, permit })
+            .await;
         Ok(())
     }
 

@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::round_trips::RoundTripMetrics;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Door {
     door: &'static str,
@@ -62,6 +64,7 @@ pub struct IngressMetrics {
     tls_active: Family<TlsVersion, Gauge>,
     stun: Family<Outcome, Counter>,
     stun_requests: Family<AddressFamily, Counter>,
+    round_trips: RoundTripMetrics,
 }
 
 impl IngressMetrics {
@@ -93,6 +96,7 @@ impl IngressMetrics {
         let help = "Connections of clients over TLS that have not logged in, by version";
         ingress.register("tls_active_connections", help, self.tls_active.clone());
         ingress.register("proxied_connections", "Connections whose client a trusted proxy named", self.proxied.clone());
+        self.round_trips.register(ingress);
         registry.register("causeway_stun_requests", "Valid binding requests by address family", self.stun_requests.clone());
         self.bootstrap_dns.register(registry.sub_registry_with_prefix("causeway_bootstrap_dns"));
         registry.register("causeway_stun_datagrams", "Datagrams on the STUN port by what became of them", self.stun.clone());
@@ -159,6 +163,12 @@ impl IngressMetrics {
     /// Counts a connection whose client a trusted proxy named, by PROXY protocol or in a header.
     pub fn proxied(&self, door: &'static str, by: &'static str) {
         self.proxied.get_or_create(&Proxied { door, by }).inc();
+    }
+
+    /// Those of clients' round trips.
+    #[must_use]
+    pub const fn round_trips(&self) -> &RoundTripMetrics {
+        &self.round_trips
     }
 
     /// Those of bootstrap DNS.

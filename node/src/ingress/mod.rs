@@ -9,6 +9,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod operator;
 mod proxy;
+pub mod round_trips;
 pub mod server_key;
 pub mod stun;
 pub mod tls;

@@ -30,6 +30,12 @@ pub trait Encode: Send {
 
     /// Appends what is due at each tick: a keep-alive or a ping.
     fn tick(&mut self, out: &mut BytesMut);
+
+    /// Everything of one write was appended.
+    fn batch_ends(&mut self) {}
+
+    /// Nothing is left to write.
+    fn idle(&mut self) {}
 }
 
 /// Times and sizes of a writer.
@@ -141,6 +147,7 @@ where
         if batch.is_empty() && !ticks {
             // An idle connection holds no batch memory.
             batch = Batch::default();
+            encode.idle();
             tokio::select! {
                 () = outbox.wait() => {}
                 () = sleep_until(next_tick) => {}
@@ -156,6 +163,7 @@ where
             encode.tick(&mut out);
             next_tick = Instant::now() + limits.tick;
         }
+        encode.batch_ends();
         in_flight.hold(out.capacity());
         let written = write_all(io, &out, outbox, limits).await;
         buffers::return_write_buffer(out);

@@ -72,8 +72,27 @@ async fn stock_names_show_what_clients_did() {
     assert_eq!(vars["derp_packets_dropped"]["unknown_dest"]["disco"], 1);
     let check = get(node.metrics_address(), "/debug/check").await;
     assert!(check.starts_with("HTTP/1.1 200 ") && check.ends_with("\r\n\r\nderp.Server ConsistencyCheck okay"), "{check}");
+    // The kernel is asked every 10 s about both, whatever they speak.
+    node.until_metric("causeway_ingress_tcp_round_trip_seconds_count", |read| read >= 2.0).await;
+    let now = varz(&node).await;
+    let round_trips = now.iter().filter(|(name, _)| name.starts_with("derp_tcp_rtt{"));
+    let counted: f64 = round_trips.map(|(_, count)| count).sum();
+    assert!(counted >= 2.0 && now["derp_tcp_rtt{le=\"error\"}"] == 0.0, "{now:?}");
     drop((over_tls, over_plain));
     node.stop().await;
+}
+
+#[tokio::test]
+async fn the_consistency_check_says_when_nobody_can_be_asked_about_logins() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let home = Home::new();
+    let url = format!("admission.verify_url=http://{nobody}/verify");
+    let mut node = home.start(&["--set", "admission.sources=[\"verify_url\"]", "--set", &url]).await;
+    let check = get(node.metrics_address(), "/debug/check").await;
+    assert!(check.starts_with("HTTP/1.1 500 ") && check.contains("admission by verify_url: "), "{check}");
+    node.signal(rustix::process::Signal::TERM);
+    assert!(node.ended().await.success());
+    assert!(node.log().contains("admission cannot be asked"), "{}", node.log());
 }
 
 /// Speaks plain HTTP where TLS is wanted.

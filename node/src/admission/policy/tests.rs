@@ -26,8 +26,8 @@ fn url(address: impl std::fmt::Display) -> AdmissionSource {
     AdmissionSource::VerifyUrl { url: format!("http://{address}/verify?token=5").parse().unwrap(), tls }
 }
 
-fn list(path: &Path, keys: &[causeway_proto::key::NodePublic]) -> Arc<KeyList> {
-    let text: Vec<String> = keys.iter().map(causeway_proto::key::NodePublic::to_text).collect();
+fn list(path: &Path, keys: &[NodePublic]) -> Arc<KeyList> {
+    let text: Vec<String> = keys.iter().map(NodePublic::to_text).collect();
     fs::write(path, text.join("\n")).unwrap();
     Arc::new(KeyList::load(path).unwrap())
 }
@@ -170,6 +170,44 @@ async fn the_tailscale_daemon_is_asked_over_its_socket() {
         server.behave(behaviour);
         assert_eq!(admission.decide(applicant()).await, Decision::Deny(denial));
     }
+}
+
+#[tokio::test]
+async fn sources_that_cannot_decide_are_named_and_nothing_is_remembered_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, socket) = (dir.path().join("allow"), dir.path().join("tailscaled.sock"));
+    let nobodys = applicant().key;
+    let (server, address) = Server::tcp(Behaviour::allow(true)).await;
+    let daemon = Server::unix(Behaviour::Answer(404, "no match".into()), &socket);
+    let sources =
+        vec![AdmissionSource::AllowFile(list(&path, &[nobodys])), url(address), AdmissionSource::Tailscaled(socket.clone())];
+    let lifetimes =
+        Lifetimes { allow: Duration::from_secs(300), deny: Duration::from_secs(300), stale: Duration::from_secs(300) };
+    let admission = policy(sources, false, lifetimes);
+    // Any clear answer is one, also a yes.
+    assert_eq!(admission.faults(nobodys).await, [""; 0]);
+    server.behave(Behaviour::allow(false));
+    assert_eq!(admission.faults(nobodys).await, [""; 0]);
+    assert_eq!((server.requests().len(), daemon.requests().len()), (2, 2), "asked each time");
+    assert!(server.requests()[0].contains(&nobodys.to_text()));
+    // The yes of before was about nobody, and lets nobody in.
+    let applicant = Applicant { key: nobodys, source: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    assert_eq!(admission.decide(applicant).await, Decision::Deny(Denial::UrlDenied));
+
+    fs::write(&path, "nonsense").unwrap();
+    daemon.behave(Behaviour::Answer(500, String::new()));
+    for (behaviour, why) in [
+        (Behaviour::Answer(404, String::new()), "admission by verify_url: an answer of another status than 200"),
+        (Behaviour::Answer(200, "yes".into()), "admission by verify_url: an answer that says neither yes nor no"),
+        (Behaviour::Answer(503, String::new()), "admission by verify_url: status 503"),
+        (Behaviour::Close, "admission by verify_url: "),
+    ] {
+        server.behave(behaviour);
+        let faults = admission.faults(nobodys).await;
+        assert!(faults[0].contains("allow, line 1") && faults[1].starts_with(why), "{faults:?}");
+        assert!(faults[2].starts_with("admission by tailscaled: status 500") && faults.len() == 3, "{faults:?}");
+    }
+    assert_eq!(policy(vec![], false, FORGETFUL).faults(nobodys).await, [""; 0]);
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ fn facts(n: u16) -> ClientFacts {
         is_prober: false,
         is_not_ideal: false,
         can_ack_pings: true,
+        socket: None,
     }
 }
 

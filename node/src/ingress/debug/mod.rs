@@ -11,7 +11,9 @@ use std::time::SystemTime;
 
 use causeway_control::presence::PresenceView;
 use causeway_proto::id::RegionId;
+use causeway_proto::key::NodePublic;
 
+use crate::admission::Admission;
 use crate::clients::Registry;
 use crate::telemetry::exporter::Exporter;
 use samples::Samples;
@@ -27,7 +29,7 @@ pub const VARS_CONTENT_TYPE: &str = "application/json; charset=utf-8";
 pub const CHECK_OKAY: &str = "derp.Server ConsistencyCheck okay";
 
 /// What the pages are made from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct DebugParts {
     /// Every counter of the node.
     pub exporter: Exporter,
@@ -35,12 +37,22 @@ pub struct DebugParts {
     pub registry: Arc<Registry>,
     /// Clients elsewhere.
     pub view: Arc<PresenceView>,
+    /// Who may log in.
+    pub admission: Arc<dyn Admission>,
+    /// This node's own key towards clients: nobody else has its private half.
+    pub server_key: NodePublic,
     /// This node's region.
     pub region: RegionId,
     /// When the process started.
     pub started: SystemTime,
     /// Wall time.
     pub clock: fn() -> SystemTime,
+}
+
+impl std::fmt::Debug for DebugParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DebugParts").field("region", &self.region).field("started", &self.started).finish_non_exhaustive()
+    }
 }
 
 /// The debug pages of a node. Cheap to clone.
@@ -75,9 +87,10 @@ impl DebugPages {
     /// `/debug/check`: [`CHECK_OKAY`].
     ///
     /// # Errors
-    /// What contradicts what, separated by commas.
-    pub fn check(&self) -> Result<&'static str, String> {
-        let found = self.parts.registry.contradictions();
+    /// What contradicts what, and who cannot say who may log in, separated by commas.
+    pub async fn check(&self) -> Result<&'static str, String> {
+        let mut found = self.parts.registry.contradictions();
+        found.extend(self.parts.admission.faults(self.parts.server_key).await);
         if found.is_empty() { Ok(CHECK_OKAY) } else { Err(found.join(", ")) }
     }
 
@@ -110,6 +123,7 @@ impl DebugPages {
         let registry =
             Registry::new(RegistryParts { owner_log, clock, pump, limits: ClientLimits::default(), announce: Announce::Region });
         let started = SystemTime::now();
-        Self::new(DebugParts { exporter, registry, view, region, started, clock: SystemTime::now })
+        let (admission, server_key) = (Arc::new(crate::admission::Open), NodePublic::from_bytes([1; 32]));
+        Self::new(DebugParts { exporter, registry, view, admission, server_key, region, started, clock: SystemTime::now })
     }
 }

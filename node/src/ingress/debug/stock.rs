@@ -51,6 +51,8 @@ enum Source {
     Drops(&'static str),
     /// One of ours that is a histogram.
     Histogram(&'static str),
+    /// A histogram of ours that stock writes as labels: a word for each bucket alone, and one for another metric of ours.
+    Buckets { label: &'static str, of: &'static str, words: &'static [&'static str], beside: (&'static str, &'static str) },
     /// Looked up when asked.
     Here(fn(&DebugParts) -> f64),
     /// Looked up when asked, if it is there.
@@ -65,7 +67,7 @@ fn client_rate(parts: &DebugParts) -> Option<Rate> {
     rates.client.or(rates.key)
 }
 
-use Source::{Drops, Here, Histogram, Labelled, Maybe, Sum, Sums, Version};
+use Source::{Buckets, Drops, Here, Histogram, Labelled, Maybe, Sum, Sums, Version};
 
 /// Drop reasons of a stock derper. `dup_client` is always 0 here: one connection of a key is always active.
 const STOCK_REASONS: [&str; 7] =
@@ -145,6 +147,18 @@ const TABLE: &[Row] = &[
     ("derp", "unknown_frames", Sum("causeway_derp_unknown_frames_total", &[])),
     ("derp", "sclient_write_timeouts", Sum("causeway_derp_connections_ended_total", &[("reason", "write_stalled")])),
     ("derp", "average_queue_duration_ms", Sum("causeway_packets_queue_milliseconds", &[])),
+    (
+        "derp",
+        "counter_tcp_rtt",
+        Buckets {
+            label: "le",
+            of: "causeway_ingress_tcp_round_trip_seconds",
+            words: &["10ms", "20ms", "50ms", "100ms", "150ms", "250ms", "500ms", "inf"],
+            beside: ("error", "causeway_ingress_tcp_round_trips_unread_total"),
+        },
+    ),
+    ("derp", "counter_mesh_update_batch_size", Histogram("causeway_derp_mesh_update_batch_changes")),
+    ("derp", "counter_mesh_update_loop_count", Histogram("causeway_derp_mesh_update_batches")),
     ("derp", "counter_buffered_write_frames", Histogram("causeway_packets_write_frames")),
     ("derp", "gauge_memstats_sys0", Sum("causeway_process_resident_memory_bytes", &[])),
     ("derp", "gauge_current_file_descriptors", Sum("causeway_process_open_fds", &[])),
@@ -267,6 +281,15 @@ fn value(source: Source, parts: &DebugParts, samples: &Samples) -> Option<Value>
             sum: samples.sum(&format!("{name}_sum"), &[]),
             count: samples.sum(&format!("{name}_count"), &[]),
         },
+        Buckets { label, of, words, beside: (word, other) } => {
+            let (mut below, mut values) = (0.0, Vec::new());
+            for (word, (_, up_to)) in words.iter().zip(samples.buckets(of)) {
+                values.push((*word, up_to - below));
+                below = up_to;
+            }
+            values.push((word, samples.sum(other, &[])));
+            Value::Labelled(label, values)
+        }
         Here(look) => Value::One(look(parts)),
         Maybe(look) => Value::One(look(parts)?),
         Version => Value::Text(env!("CARGO_PKG_VERSION").to_owned()),

@@ -43,6 +43,8 @@ pub struct UpgradedStream<Io> {
     pub buffered: BytesMut,
     /// The client's address.
     pub remote: SocketAddr,
+    /// What the kernel calls the socket below; none if it does not say.
+    pub socket: Option<u64>,
     /// What has been answered, and what will be.
     pub opening: Opening,
     /// Value of a non-empty `Ideal-Node` header.
@@ -157,6 +159,7 @@ impl DerpServer {
             is_prober: login.info.is_prober,
             is_not_ideal: stream.ideal_node.is_some(),
             can_ack_pings: login.info.can_ack_pings,
+            socket: stream.socket,
         };
         // Registered before the answer, so that whoever has the answer can be reached.
         let registration = self.parts.registry.register(facts, self.parts.cancel.child_token(), now())?;

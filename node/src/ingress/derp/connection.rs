@@ -13,7 +13,7 @@ use causeway_proto::limits::DERP_HEADER_LEN;
 use causeway_proto::packet::{Class, Packet, is_disco};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::DerpServer;
+use super::{DerpMetrics, DerpServer};
 use crate::clients::peer_gone::TrackedPeers;
 use crate::clients::{ClientConnection, CloseReason, Registration, TooManyWatchers};
 use crate::forward::accounting::AcceptedFrom;
@@ -74,6 +74,7 @@ pub(super) fn start<Io>(
         server: Arc::clone(server),
         connection: Arc::clone(&connection),
         tracked: TrackedPeers::new(Arc::clone(server.parts.registry.peer_gone()), Arc::clone(&connection)),
+        mesh_updates: MeshUpdates::default(),
     };
     let keep_alive = server.parts.keep_alive + KEEP_ALIVE_JITTER.mul_f64(rand::random());
     let limits =
@@ -130,6 +131,8 @@ struct DerpEncode {
     server: Arc<DerpServer>,
     connection: Arc<ClientConnection>,
     tracked: TrackedPeers,
+    /// Of a stock derper that watches.
+    mesh_updates: MeshUpdates,
 }
 
 impl Encode for DerpEncode {
@@ -141,6 +144,10 @@ impl Encode for DerpEncode {
             if *reason == PeerGoneReason::Disconnected {
                 self.tracked.gone(peer);
             }
+        }
+        let is_change = matches!(frame, Frame::PeerPresent { .. } | Frame::PeerGone { reason: PeerGoneReason::Disconnected, .. });
+        if is_change && self.connection.facts().is_mesh_peer {
+            self.mesh_updates.changes += 1;
         }
         self.counted(out, |out| encoder::encode(&frame, out));
     }
@@ -159,6 +166,36 @@ impl Encode for DerpEncode {
 
     fn tick(&mut self, out: &mut BytesMut) {
         self.counted(out, |out| encoder::encode(&Frame::KeepAlive, out));
+    }
+
+    fn batch_ends(&mut self) {
+        self.mesh_updates.batch_ends(&self.server.metrics);
+    }
+
+    fn idle(&mut self) {
+        self.mesh_updates.idle(&self.server.metrics);
+    }
+}
+
+/// How many changes of who is connected are written at once, and how often until nothing is left.
+#[derive(Default)]
+struct MeshUpdates {
+    changes: u32,
+    batches: u32,
+}
+
+impl MeshUpdates {
+    fn batch_ends(&mut self, metrics: &DerpMetrics) {
+        if self.changes > 0 {
+            metrics.mesh_updates.batch_changes.observe(std::mem::take(&mut self.changes).into());
+            self.batches += 1;
+        }
+    }
+
+    fn idle(&mut self, metrics: &DerpMetrics) {
+        if self.batches > 0 {
+            metrics.mesh_updates.batches.observe(std::mem::take(&mut self.batches).into());
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use causeway_proto::derp::frame::PeerGoneReason;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::accept::Opening;
@@ -31,6 +32,23 @@ pub struct DerpMetrics {
     pub(super) mesh_tries_refused: Counter,
     peer_gone_disconnected: Counter,
     peer_gone_not_here: Counter,
+    pub(super) mesh_updates: MeshUpdateMetrics,
+}
+
+/// Changes of who is connected, as they are written to stock derpers that watch; the buckets are those of stock servers.
+#[derive(Debug)]
+pub(super) struct MeshUpdateMetrics {
+    pub(super) batch_changes: Histogram,
+    pub(super) batches: Histogram,
+}
+
+impl Default for MeshUpdateMetrics {
+    fn default() -> Self {
+        Self {
+            batch_changes: Histogram::new([0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0]),
+            batches: Histogram::new([0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]),
+        }
+    }
 }
 
 impl DerpMetrics {
@@ -51,6 +69,10 @@ impl DerpMetrics {
         counter("causeway_derp_peer_gone_disconnected_frames", help, &self.peer_gone_disconnected);
         let help = "PeerGone frames written that say the peer is not here";
         counter("causeway_derp_peer_gone_not_here_frames", help, &self.peer_gone_not_here);
+        let help = "Changes in one write to a stock derper that watches";
+        registry.register("causeway_derp_mesh_update_batch_changes", help, self.mesh_updates.batch_changes.clone());
+        let help = "Such writes one after the other, until nothing was left to tell";
+        registry.register("causeway_derp_mesh_update_batches", help, self.mesh_updates.batches.clone());
         registry.register("causeway_derp_logins_refused", "Connections closed before login", self.refused.clone());
         registry.register("causeway_derp_connections_ended", "Connections closed after login", self.ended.clone());
     }

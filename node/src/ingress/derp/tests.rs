@@ -5,6 +5,7 @@
 mod admission;
 mod duplicates;
 mod pace;
+mod watching;
 
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -141,7 +142,7 @@ impl TestNode {
         let permit = self.gate.admit(remote.ip(), tokio::time::Instant::now().into_std()).unwrap();
         let ideal_node = ideal_node.map(str::to_owned);
         let opening = if fast_start { Opening::FastStart } else { Opening::Upgrade };
-        let stream = UpgradedStream { io, buffered: BytesMut::new(), remote, opening, ideal_node, permit };
+        let stream = UpgradedStream { io, buffered: BytesMut::new(), remote, socket: None, opening, ideal_node, permit };
         let server = Arc::clone(&self.server);
         self.tracker.spawn(async move { server.serve(stream).await });
     }

@@ -10,6 +10,7 @@ use causeway_proto::websocket::Handshake;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
+use super::debug;
 use super::reply::Reply;
 use super::response::{Response, TEXT, stream_head};
 use super::routes::route;
@@ -96,6 +97,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
                     site.metrics.request("debug", 200);
                     return self.stream(page, head.method == "HEAD").await.map(|()| None);
                 }
+                Reply::Check(pages) => ("debug", debug::check(&pages).await),
                 Reply::Respond(name, response) => (name, response),
             };
             let keep_alive = self.skip_body(head.body).await? && head.keep_alive() && !response.closes;

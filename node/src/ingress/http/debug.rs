@@ -68,10 +68,7 @@ impl DebugDesk {
             "/debug" | "/debug/" => respond(guarded(Response::new(200, HTML, self.index(host_name)))),
             "/debug/varz" => respond(page(self.pages.varz(), VARZ_CONTENT_TYPE)),
             "/debug/vars" => respond(page(self.pages.vars(), VARS_CONTENT_TYPE)),
-            "/debug/check" => respond(match self.pages.check() {
-                Ok(okay) => guarded(Response::new(200, TEXT, okay)),
-                Err(wrong) => Response::error(500, &wrong),
-            }),
+            "/debug/check" => Reply::Check(self.pages.clone()),
             "/debug/traffic" => Reply::Traffic(self.pages.traffic()),
             _ => respond(Response::error(404, "404 page not found")),
         }
@@ -100,6 +97,14 @@ impl DebugDesk {
         .map(|(path, what)| format!("<li><a href=\"{path}\">{path}</a> ({what})</li>"))
         .collect();
         format!("<html><body><h1>causewayd debug</h1><ul>{facts}{links}</ul></body></html>\n")
+    }
+}
+
+/// What the consistency check found.
+pub(super) async fn check(pages: &DebugPages) -> Response {
+    match pages.check().await {
+        Ok(okay) => guarded(Response::new(200, TEXT, okay)),
+        Err(wrong) => Response::error(500, &wrong),
     }
 }
 

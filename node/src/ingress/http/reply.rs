@@ -3,6 +3,7 @@
 use causeway_proto::websocket::Handshake;
 
 use super::response::Response;
+use crate::ingress::debug::DebugPages;
 use crate::ingress::debug::traffic::TrafficPage;
 
 /// What becomes of a request.
@@ -10,6 +11,8 @@ use crate::ingress::debug::traffic::TrafficPage;
 pub enum Reply {
     /// Answer, and perhaps another request. The name is the metric label.
     Respond(&'static str, Response),
+    /// Answer with what the consistency check finds, which may take seconds.
+    Check(DebugPages),
     /// Answer with what the clients move until this one has enough.
     Traffic(TrafficPage),
     /// The connection becomes DERP.

@@ -158,7 +158,7 @@ impl Work<'_> {
                         "a client's queue holds 32 packets of each kind; limits.client_queue_bytes bounds their memory",
                     );
                 }
-                "TS_DERP_DISABLE_RTT_STATS" => self.differs(name, "not needed: round trip times of sockets are not read"),
+                "TS_DERP_DISABLE_RTT_STATS" => self.differs(name, "not needed: one question every 10 s reads all of them"),
                 "TS_DEBUG_VERBOSE_DROPS" => {
                     self.differs(
                         name,

@@ -32,6 +32,7 @@ fn sources(source: Source) -> Vec<&'static str> {
         Sum(name, _) | Drops(name) | Histogram(name) => vec![name],
         Sums(terms) => terms.iter().map(|(name, _)| *name).collect(),
         Labelled(_, words) => words.iter().map(|(_, name, _)| *name).collect(),
+        Buckets { of, beside: (_, other), .. } => vec![of, other],
         Here(_) | Maybe(_) | Version => Vec::new(),
     }
 }
@@ -61,6 +62,24 @@ fn the_page_names_our_metrics_behind_each_stock_name() {
             assert!(said.contains(ours) || row.is_some_and(|(row, _)| row.ends_with('_')), "{name}: `{ours}` is not in `{said}`");
         }
     }
+}
+
+#[tokio::test]
+async fn round_trips_are_counted_in_one_bucket_each_as_stock_does() {
+    let name = "causeway_ingress_tcp_round_trip_seconds";
+    let bounds = ["0.01", "0.02", "0.05", "0.1", "0.15", "0.25", "0.5", "+Inf"];
+    let up_to = [3, 3, 4, 4, 4, 4, 4, 6];
+    let mut text = String::from("causeway_ingress_tcp_round_trips_unread_total 2\n");
+    for (bound, count) in bounds.iter().zip(up_to) {
+        text.push_str(&format!("{name}_bucket{{le=\"{bound}\"}} {count}\n"));
+    }
+    let parts = super::super::DebugPages::idle(crate::telemetry::exporter::Exporter::new(crate::telemetry::exporter::registry()));
+    let metrics = collect(&parts.parts, &Samples::parse(&text));
+    let rtt = metrics.iter().find(|metric| metric.name() == "derp_tcp_rtt").unwrap();
+    let Value::Labelled("le", values) = &rtt.value else { panic!("{rtt:?}") };
+    let counted: Vec<_> = values.iter().filter(|(_, count)| *count > 0.0).copied().collect();
+    assert_eq!(counted, [("10ms", 3.0), ("50ms", 1.0), ("inf", 2.0), ("error", 2.0)]);
+    assert_eq!(values.len(), 9);
 }
 
 #[test]
