@@ -15,6 +15,7 @@ use causeway_proto::key::NodePublic;
 use causeway_rpc::v1;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Policy};
 use crate::clients::{self, Registry, RegistryParts};
@@ -151,7 +152,9 @@ async fn live(
             fatal = fatal(&mut node.control) => return Err(fatal.into()),
         }
     }
-    node.clients.tell_restarting().await;
+    // Whoever comes back at once comes back elsewhere.
+    node.listening.cancel();
+    node.clients.shut_down().await;
     Ok(())
 }
 
@@ -171,6 +174,8 @@ async fn fatal(control: &mut Handles) -> causeway_control::Fatal {
 /// What must be kept while the node runs.
 struct Node {
     control: Handles,
+    /// Ends the listeners for clients.
+    listening: CancellationToken,
     clients: Arc<Registry>,
     admission: Arc<Policy>,
     doors: Arc<Doors>,
@@ -292,13 +297,13 @@ async fn start(
     let round_trips = metrics.round_trips().clone();
     let registry = Arc::clone(&packets.registry);
     tasks.spawn_on(control_runtime, round_trips::keep_reading(registry, clients_by, round_trips, tasks.cancel.clone()));
-    listeners.serve(&doors, &mesh_door, operator_port, control_runtime, tasks, &metrics);
+    let listening = listeners.serve(&doors, &mesh_door, operator_port, control_runtime, tasks, &metrics);
     if let Some(pin) = certificate.pin() {
         record::tell_map_entry(&pin, &control.nodes.borrow());
     }
     // An ACME directory asks at the doors: they must be open.
     tasks.spawn_on(control_runtime, certificate.keep(tasks.clone(), metrics, wall_clock));
-    Ok(Node { control, clients: packets.registry, admission, doors, config_metrics, ready })
+    Ok(Node { control, listening, clients: packets.registry, admission, doors, config_metrics, ready })
 }
 
 /// Clients, links and the router between them.

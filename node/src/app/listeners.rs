@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::ingress::door::Doors;
@@ -63,7 +64,7 @@ impl Listeners {
         Ok(Self { bound, derp, plain_http, metrics: metrics_listener, mesh, operator, stun })
     }
 
-    /// Serves them all.
+    /// Serves them all. Returns what ends the listeners for clients.
     pub(super) fn serve(
         self,
         doors: &Arc<Doors>,
@@ -72,13 +73,18 @@ impl Listeners {
         runtime: &Handle,
         tasks: &Tasks,
         metrics: &IngressMetrics,
-    ) {
-        let http = [(Door::Derp, Some(self.derp)), (Door::Plain, self.plain_http), (Door::Metrics, self.metrics)];
-        for (door, listener) in http {
+    ) -> CancellationToken {
+        let for_clients = tasks.cancel.child_token();
+        let http = [
+            (Door::Derp, Some(self.derp), &for_clients),
+            (Door::Plain, self.plain_http, &for_clients),
+            (Door::Metrics, self.metrics, &tasks.cancel),
+        ];
+        for (door, listener, cancel) in http {
             let Some(listener) = listener else { continue };
             let doors = Arc::clone(doors);
             let take = move |socket, remote| doors.take(door, socket, remote);
-            tasks.spawn_on(runtime, listener.run(tasks.cancel.clone(), metrics.accept(door.label()), take));
+            tasks.spawn_on(runtime, listener.run(cancel.clone(), metrics.accept(door.label()), take));
         }
         if let Some(listener) = self.mesh {
             let door = Arc::clone(mesh_door);
@@ -90,7 +96,8 @@ impl Listeners {
             tasks.spawn_on(runtime, listener.run(tasks.cancel.clone(), metrics.accept(operator::LABEL), take));
         }
         if let Some(stun) = self.stun {
-            tasks.spawn_on(runtime, stun.run(tasks.cancel.clone(), Instant::now));
+            tasks.spawn_on(runtime, stun.run(for_clients.clone(), Instant::now));
         }
+        for_clients
     }
 }

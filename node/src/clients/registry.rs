@@ -4,6 +4,7 @@
 //! Lock order: shard, then the owner log or the watchers; neither calls back.
 
 mod check;
+mod shutdown;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,6 +21,7 @@ use causeway_proto::key::NodePublic;
 use causeway_proto::key_hash::KeyHash;
 use causeway_proto::presence::{ClaimKind, Rank};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::behind_derpers::BehindDerpers;
@@ -41,16 +43,6 @@ const SHARDS: usize = 64;
 
 /// A change of home this soon after login is part of connecting, not a move (`derp.md` section 5.4).
 const HOME_MOVE_AFTER: Duration = Duration::from_secs(5);
-
-/// Clients of a node that goes come back within this time, not all at once.
-const RECONNECT_SPREAD_MS: u32 = 1_000;
-
-/// How long they try before they look for another region.
-const TRY_FOR_MS: u32 = 10_000;
-
-/// Time to tell them, and how often it is looked whether all are told.
-const RESTARTING_GRACE: Duration = Duration::from_millis(500);
-const RESTARTING_POLL: Duration = Duration::from_millis(5);
 
 /// Why a client cannot be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +94,9 @@ pub struct Registry {
     watchers: Watchers,
     behind_derpers: BehindDerpers,
     peer_gone: Arc<PeerGoneIndex>,
+    /// Registrations of clients and of mesh peers.
+    clients: watch::Sender<usize>,
+    mesh_peers: watch::Sender<usize>,
     metrics: ClientMetrics,
 }
 
@@ -119,6 +114,8 @@ impl Registry {
             watchers: Watchers::default(),
             behind_derpers: BehindDerpers::default(),
             peer_gone: Arc::default(),
+            clients: watch::Sender::new(0),
+            mesh_peers: watch::Sender::new(0),
             metrics: ClientMetrics::default(),
         })
     }
@@ -153,6 +150,7 @@ impl Registry {
             self.metrics.evicted.inc();
             evicted.cancel.cancel();
         }
+        self.registrations(facts.is_mesh_peer).send_modify(|registrations| *registrations += 1);
         Ok(Registration { registry: Arc::clone(self), connection, pace, clean: false })
     }
 
@@ -325,36 +323,18 @@ impl Registry {
         }
     }
 
-    /// Tells every client that this node goes, each to come back a little later than the others (`derp.md` section 3.1), and waits
-    /// until they are told, up to `RESTARTING_GRACE`.
-    pub async fn tell_restarting(&self) {
-        let mut told = self.connections();
-        for connection in &told {
-            let frame = Frame::Restarting { reconnect_in_ms: rand::random_range(0..RECONNECT_SPREAD_MS), try_for_ms: TRY_FOR_MS };
-            // A connection that cannot take it ends anyway.
-            let _refused = connection.send(frame);
-        }
-        let written = async {
-            loop {
-                told.retain(|connection| !connection.outbox.is_idle());
-                if told.is_empty() {
-                    return;
-                }
-                tokio::time::sleep(RESTARTING_POLL).await;
-            }
-        };
-        // Who reads too slowly hears of it by the end of the connection.
-        let _late = tokio::time::timeout(RESTARTING_GRACE, written).await;
-    }
-
     /// Every connection of a client; those of stock mesh peers are none.
     #[must_use]
     pub fn connections(&self) -> Vec<Arc<ClientConnection>> {
+        self.all(false)
+    }
+
+    fn all(&self, mesh_peers: bool) -> Vec<Arc<ClientConnection>> {
         let mut connections = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
             let all = shard.values().flat_map(|state| state.connections.iter());
-            connections.extend(all.filter(|connection| !connection.facts.is_mesh_peer).cloned());
+            connections.extend(all.filter(|connection| connection.facts.is_mesh_peer == mesh_peers).cloned());
         }
         connections
     }
@@ -450,10 +430,15 @@ impl Registry {
         state.rank = self.parts.owner_log.set_home(key.into(), home, self.wall_us());
     }
 
+    fn registrations(&self, of_mesh_peers: bool) -> &watch::Sender<usize> {
+        if of_mesh_peers { &self.mesh_peers } else { &self.clients }
+    }
+
     fn unregister(&self, connection: &Arc<ClientConnection>, clean: bool) {
         self.leave(connection, clean);
         // After leaving, so that nobody finds it closed while another connection of its key could take over.
         connection.outbox.close();
+        self.registrations(connection.facts.is_mesh_peer).send_modify(|registrations| *registrations -= 1);
     }
 
     fn leave(&self, connection: &Arc<ClientConnection>, clean: bool) {

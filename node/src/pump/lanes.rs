@@ -202,6 +202,7 @@ struct Lanes<C> {
     waited: Option<Duration>,
     control_max: usize,
     writer_sleeps: bool,
+    finishing: bool,
     closed: bool,
 }
 
@@ -320,12 +321,13 @@ impl<C> Outbox<C> {
             waited: None,
             control_max: limits.control,
             writer_sleeps: false,
+            finishing: false,
             closed: false,
         };
         Self { lanes: Mutex::new(lanes), wakes: Arc::new(Notify::new()), stalled: AtomicBool::new(false), limits, to, shared }
     }
 
-    /// Queues a control frame.
+    /// Queues a control frame; one that comes after [`Self::finish`] is forgotten.
     ///
     /// # Errors
     /// [`ControlRefused`]; a full lane closes the connection.
@@ -333,6 +335,9 @@ impl<C> Outbox<C> {
         let mut lanes = self.lanes.lock();
         if lanes.closed {
             return Err(ControlRefused::Closed);
+        }
+        if lanes.finishing {
+            return Ok(());
         }
         if lanes.control.len() >= lanes.control_max {
             self.close_locked(&mut lanes);
@@ -360,6 +365,13 @@ impl<C> Outbox<C> {
         lanes.control_max = lanes.control_max.max(control);
     }
 
+    /// Takes nothing more: the writer ends as soon as it has written what waits.
+    pub fn finish(&self) {
+        let mut lanes = self.lanes.lock();
+        lanes.finishing = true;
+        self.wake(&mut lanes);
+    }
+
     /// Closes the lanes: what waits is dropped, the writer ends.
     pub fn close(&self) {
         self.close_locked(&mut self.lanes.lock());
@@ -369,13 +381,6 @@ impl<C> Outbox<C> {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.lanes.lock().closed
-    }
-
-    /// Whether everything that was queued is written, as far as it will be.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        let lanes = self.lanes.lock();
-        lanes.writer_sleeps || lanes.closed
     }
 
     /// Whether the writer has made no progress for too long although something waits.
@@ -405,7 +410,8 @@ impl<C> Outbox<C> {
         self.wakes.notified().await;
     }
 
-    /// Takes the next batch, up to about `max_bytes` of packets. If there is nothing, notes that the writer goes to sleep; false if the lanes are closed.
+    /// Takes the next batch, up to about `max_bytes` of packets. If there is nothing, notes that the writer goes to sleep; false if nothing
+    /// will come any more.
     pub fn pop(&self, batch: &mut Batch<C>, max_bytes: usize) -> bool {
         let mut guard = self.lanes.lock();
         let lanes = &mut *guard;
@@ -428,6 +434,7 @@ impl<C> Outbox<C> {
             lanes.liveness.shrink_to(0);
             lanes.data.shrink_to(0);
         }
+        let goes_on = !(lanes.writer_sleeps && lanes.finishing);
         drop(guard);
         if freed > 0 {
             self.shared.budget.give_back(freed);
@@ -435,7 +442,7 @@ impl<C> Outbox<C> {
         if let Some(waited) = waited {
             self.shared.accounting.waited(waited);
         }
-        true
+        goes_on
     }
 
     fn wake(&self, lanes: &mut Lanes<C>) {
@@ -512,12 +519,12 @@ impl<C> Outbox<C> {
 }
 
 impl<C: Send> PacketForwarder for Outbox<C> {
-    /// Queues the packet; gives it back as `NotHere` if the connection is closed.
+    /// Queues the packet; gives it back as `NotHere` if the connection is closed or finishes.
     fn forward(&self, mut packet: Packet) -> Verdict {
         let cost = cost_of(&packet);
         let mut guard = self.lanes.lock();
         let lanes = &mut *guard;
-        if lanes.closed {
+        if lanes.closed || lanes.finishing {
             return Verdict::NotHere(packet);
         }
         if !self.make_room(lanes, packet.class, cost) {

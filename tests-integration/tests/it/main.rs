@@ -11,6 +11,7 @@ mod derp_mesh;
 mod derpmap;
 mod dev;
 mod dns;
+mod drain;
 mod failover;
 mod interop;
 mod load;

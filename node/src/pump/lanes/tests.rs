@@ -91,6 +91,20 @@ fn a_full_control_lane_closes_and_closing_accounts_for_what_waits() {
 }
 
 #[test]
+fn finishing_lanes_take_nothing_more_and_end_when_all_that_waits_is_taken() {
+    let (outbox, shared) = outbox(LaneLimits::CLIENT);
+    assert_eq!(push(&outbox, &shared, packet(Class::Data, 1, 10)), Verdict::Queued);
+    assert_eq!(outbox.push_control(1), Ok(()));
+    outbox.finish();
+    let late = packet(Class::Data, 2, 10);
+    assert_eq!(outbox.forward(late.clone()), Verdict::NotHere(late), "the packet comes back for the next alternative");
+    assert_eq!(outbox.push_control(2), Ok(()), "what comes too late ends no connection");
+    let batch = pop(&outbox, 100);
+    assert_eq!((&batch.control[..], tags(&batch)), (&[1][..], vec![1]));
+    assert!(!outbox.pop(&mut Batch::default(), 1) && !outbox.is_closed());
+}
+
+#[test]
 fn one_pong_waits_at_a_time() {
     let (outbox, _) = outbox(LaneLimits::CLIENT);
     assert!(outbox.push_pong([1; 8]));
