@@ -8,6 +8,8 @@ use causeway_proto::id::{NodeId, RegionId};
 use causeway_rpc::v1;
 use data_encoding::HEXLOWER;
 use rand::RngCore;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -15,8 +17,9 @@ use super::join::remember;
 use super::{CALL_TIMEOUT, Fleet, within};
 use crate::discovery::{NodeEntry, NodeSet};
 use crate::error::AdminError;
-use crate::raft::NotDone;
+use crate::raft::state_machine::FleetView;
 use crate::raft::types::Command;
+use crate::raft::{Consensus, Happenings, NotDone};
 
 /// A node that forms a fleet gets so long: an election and a commit over the slowest links.
 const FORM_TIMEOUT: Duration = Duration::from_secs(15);
@@ -26,8 +29,29 @@ const WAIT_MAX: Duration = Duration::from_secs(600);
 const VOTERS_MAX: usize = 5;
 /// Times that all nodes are asked for further ones.
 const DESCRIBE_ROUNDS_MAX: usize = 5;
-/// Looks for a leader this often while forming.
-const LEADER_POLL: Duration = Duration::from_millis(20);
+
+/// What a proposal that found no leader waits for.
+struct News {
+    group: Happenings,
+    decided: watch::Receiver<Arc<FleetView>>,
+}
+
+impl News {
+    /// What happens from now on.
+    fn of(consensus: &Consensus) -> Self {
+        Self { group: consensus.happenings(), decided: consensus.machine().subscribe() }
+    }
+
+    /// Returns when something has happened since the last call, at the latest at `deadline`.
+    async fn wait(&mut self, deadline: Instant) {
+        tokio::select! {
+            () = self.group.next() => {}
+            // The machine outlives the fleet that asks.
+            _ = self.decided.changed() => {}
+            () = sleep_until(deadline) => {}
+        }
+    }
+}
 
 impl Fleet {
     /// Makes this node the first member of a fleet and states the fleet's id; on a formed fleet it only reports.
@@ -45,7 +69,8 @@ impl Fleet {
             tracing::info!(fleet_id = request.fleet_id, ?voters, "forming a fleet");
             self.consensus.initialize(&voters).await.map_err(|error| Status::unavailable(error.to_string()))?;
         }
-        let deadline = tokio::time::Instant::now() + FORM_TIMEOUT;
+        let deadline = Instant::now() + FORM_TIMEOUT;
+        let mut news = News::of(&self.consensus);
         loop {
             let fleet_id = self.fleet_id();
             if !fleet_id.is_empty() {
@@ -57,10 +82,10 @@ impl Fleet {
                 Some(leader) => return Ok(v1::FormResponse { ask: leader.0, ..Default::default() }),
                 None => {}
             }
-            if tokio::time::Instant::now() > deadline {
+            if Instant::now() >= deadline {
                 return Err(Status::unavailable("no leader was elected in time: are all voters running and reachable?"));
             }
-            tokio::time::sleep(LEADER_POLL).await;
+            news.wait(deadline).await;
         }
     }
 
@@ -162,16 +187,15 @@ pub(crate) async fn init_cluster(fleet: &Fleet, request: v1::InitClusterRequest)
 
 /// A node that was standalone formed its fleet by itself, closed and without operators: now it takes what the operator says.
 async fn grow(fleet: &Fleet, settings: v1::GrowFleet) -> Result<(), AdminError> {
-    let deadline = tokio::time::Instant::now() + FORM_TIMEOUT;
+    let deadline = Instant::now() + FORM_TIMEOUT;
+    let mut news = News::of(&fleet.consensus);
     while fleet.consensus.machine().read(|state| state.fleet.can_grow(&settings)) {
         match fleet.consensus.propose(Command::new(v1::raft_command::Command::GrowFleet(settings.clone()))).await {
             // Refused: another node came in meanwhile.
             Ok(_) => return Ok(()),
             Err(error @ NotDone::Stopped(_)) => return Err(AdminError::Unavailable(error.to_string())),
             // After a start it takes a moment until the node leads itself.
-            Err(NotDone::Forward(_) | NotDone::TimedOut) if tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(LEADER_POLL).await;
-            }
+            Err(NotDone::Forward(_) | NotDone::TimedOut) if Instant::now() < deadline => news.wait(deadline).await,
             Err(error) => return Err(AdminError::TimedOut(format!("the fleet of one was not opened in time: {error}"))),
         }
     }

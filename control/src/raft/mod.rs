@@ -19,6 +19,7 @@ use causeway_proto::id::NodeId;
 use causeway_rpc::v1;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
+use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{EmptyNode, Instant as _, RaftMetrics, ReadPolicy, ServerState};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -254,6 +255,11 @@ impl Consensus {
         }
     }
 
+    /// Notices whatever happens to the group from now on, elections above all.
+    pub(crate) fn happenings(&self) -> Happenings {
+        Happenings(self.raft.metrics())
+    }
+
     /// The leader, if one is known.
     pub(crate) fn leader(&self) -> Option<NodeId> {
         let leader = self.raft.metrics().borrow_watched().current_leader;
@@ -386,6 +392,18 @@ fn member_change<T>(result: Result<T, RaftError<TypeConfig, ClientWriteError<Typ
         Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
         Err(RaftError::APIError(_)) => Err(NotDone::TimedOut),
         Err(error) => Err(NotDone::Stopped(error.to_string())),
+    }
+}
+
+/// What happens to a group: elections, members, entries.
+pub(crate) struct Happenings(WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>);
+
+impl Happenings {
+    /// Returns when something has happened since the last call; never again once Raft has ended.
+    pub(crate) async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 }
 
