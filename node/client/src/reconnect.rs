@@ -447,13 +447,26 @@ impl Driver {
         let mut wait = backoff(self.failures, rand::random_range(0.5..1.5));
         if let Some(restart) = self.restart {
             if now < restart.until {
-                wait = wait.min(RESTART_PACE).max(restart.not_before.saturating_duration_since(now));
+                wait = wait.min(RESTART_PACE);
+                if !self.has_another_node() {
+                    wait = wait.max(restart.not_before.saturating_duration_since(now));
+                }
             } else {
                 self.restart = None;
             }
         }
         self.retry_at = now + wait;
         wait
+    }
+
+    /// Whether the region has more than one node: then nobody needs to wait for one that restarts.
+    fn has_another_node(&self) -> bool {
+        let (map, region) = match &self.target {
+            Target::Fixed(Server::Region { map, region }) => (map, Some(*region)),
+            Target::Nearest { map, home } => (map, *home),
+            Target::Fixed(_) => return false,
+        };
+        region.and_then(|region| map.regions.get(&region)).is_some_and(|region| relay_nodes(region).nth(1).is_some())
     }
 
     fn received(&mut self, event: Event) -> ClientEvent {

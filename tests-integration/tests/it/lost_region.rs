@@ -216,7 +216,7 @@ async fn a_lost_region_costs_a_cross_listed_fleet_no_packet_but_those_in_flight(
     let mut more = [Flow::new(&late, &bob), Flow::new(&bob, &late)];
     talk_calmly(&mut more).await?;
 
-    // A node that ends in good order has each of its clients come back a little later than the others.
+    // A node that ends in good order asks its clients to come back a little later, but there is another to go to.
     let stopped = talk_through(&mut flows, [&alice, &bob], cluster.stop("c-1")).await?;
     ensure!(nodes() == at("b-1", "b-1", "a-1"), "{:?}", nodes());
     talk_calmly(&mut flows).await?;

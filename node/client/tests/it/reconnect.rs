@@ -112,6 +112,24 @@ async fn a_restarting_server_is_given_the_time_it_asks_for() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_a_restarting_server_whose_region_has_another_node() {
+    let f = Fixture::new();
+    let (mut first, mut second) = (f.server().await, f.server().await);
+    let map = map_of(vec![(1, vec![first.node("1a", 1), second.node("1b", 1)])]);
+    let mut client = f.start(f.builder().region(map, RegionId(1)));
+    assert_eq!(connected(&mut client).await.0, 1);
+    let session = first.accept().await;
+    session.send(Frame::Restarting { reconnect_in_ms: 20_000, try_for_ms: 20_000 }).await;
+    assert!(matches!(client.recv().await, Some(ClientEvent::Received { event: Event::Restarting { .. }, .. })));
+    first.refuse(true);
+    drop(session);
+    let Some(ClientEvent::Disconnected { retry_in, .. }) = client.recv().await else { panic!("still connected") };
+    assert!(retry_in <= Duration::from_millis(15), "{retry_in:?}");
+    assert_eq!(connected(&mut client).await.0, 2);
+    assert_eq!(second.accept().await.head.ideal_node(), Some("1a"));
+}
+
+#[tokio::test]
 async fn a_watching_client_watches_again_after_every_reconnect() {
     let f = Fixture::new();
     let mesh_key = MeshKey::generate();
