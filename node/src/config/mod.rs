@@ -7,6 +7,8 @@ pub mod cli;
 pub mod defaults;
 mod error;
 pub mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod metrics;
 #[cfg(test)]
 mod mutation_tests;

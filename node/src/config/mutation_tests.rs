@@ -1,13 +1,14 @@
-//! Changed copies of the documented example: whatever an operator's editor leaves behind is read or refused, never a panic.
+//! Changed copies of the documented example and of the fuzzer's seeds: whatever an operator's editor leaves behind is read or refused, never a panic.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+use std::fs;
 use std::path::Path;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Config, FileConfig};
+use super::fuzz;
 
 /// Changed copies, and random texts.
 const CHANGED_COPIES: usize = 2_000;
@@ -63,18 +64,24 @@ fn change(text: &mut Vec<u8>, rng: &mut StdRng) {
     }
 }
 
-/// Reads a text as the program does, and what was read once more after printing it.
-fn read(text: &str) {
-    let path = Path::new("node.toml");
-    match FileConfig::parse(path, text, &[]) {
-        Ok(file) => {
-            let printed = file.to_string();
-            let again = FileConfig::parse(path, &printed, &[]).expect("what we print we read");
-            assert_eq!(again.to_string(), printed);
-            // It names problems, or not; files it may read are named in the text, and none of them is a device.
-            drop(Config::validate(path, &file));
-        }
-        Err(error) => assert!(error.to_string().contains("node.toml"), "{error}"),
+/// The fuzzer's seeds.
+fn seeds() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/config");
+    fs::read_dir(folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect()
+}
+
+#[test]
+fn the_seeds_of_the_fuzzer_are_read() {
+    let seeds = seeds();
+    assert!(seeds.len() >= 4);
+    for seed in seeds {
+        fuzz::config(&seed);
+        let text = String::from_utf8(seed).unwrap();
+        let file = text.split('\0').next().unwrap();
+        assert!(
+            super::FileConfig::parse(Path::new("node.toml"), file, &[]).is_ok(),
+            "a seed that is refused at once teaches little: {file}"
+        );
     }
 }
 
@@ -83,8 +90,10 @@ fn no_text_makes_the_configuration_panic() {
     // A failure prints its input, so the seed need not be known.
     let mut rng = StdRng::from_os_rng();
     let mut inputs = vec![EXAMPLE.as_bytes().to_vec()];
+    let mut sources = seeds();
+    sources.push(EXAMPLE.as_bytes().to_vec());
     for _ in 0..CHANGED_COPIES {
-        let mut text = EXAMPLE.as_bytes().to_vec();
+        let mut text = sources[rng.random_range(0..sources.len())].clone();
         change(&mut text, &mut rng);
         inputs.push(text);
     }
@@ -93,7 +102,7 @@ fn no_text_makes_the_configuration_panic() {
         inputs.push((0..pieces).flat_map(|_| PIECES[rng.random_range(0..PIECES.len())].bytes()).collect());
     }
     for input in inputs {
-        let text = String::from_utf8_lossy(&input).into_owned();
-        assert!(std::panic::catch_unwind(|| read(&text)).is_ok(), "this configuration breaks it:\n{text}");
+        let broken = std::panic::catch_unwind(|| fuzz::config(&input)).is_err();
+        assert!(!broken, "this configuration breaks it:\n{}", String::from_utf8_lossy(&input));
     }
 }

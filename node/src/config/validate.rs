@@ -2,11 +2,11 @@
 
 mod acme;
 mod admission;
+mod files;
 mod front;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -21,6 +21,7 @@ use super::{
     Advertise, Cidr, Config, ConfigError, Derp, DerpMesh, Derper, FileConfig, Mesh, Operator, Otlp, Problem, ProxyProtocol,
     Region, Stun, Tls, file,
 };
+use files::Files;
 
 /// Largest region id: numbers in the DERP map must survive JSON.
 const REGION_ID_MAX: u64 = (1 << 53) - 1;
@@ -40,16 +41,26 @@ const LIST_LEN_MAX: usize = 256;
 /// Slowest rate of a client, in bytes per second.
 const RATE_MIN: u64 = 8 * 1024;
 
-/// Largest key, certificate or seed file worth reading.
-const KEY_FILE_LEN_MAX: u64 = 4096;
-
 impl Config {
     /// Checks everything and loads the secrets. Reads files, creates and binds nothing.
     ///
     /// # Errors
     /// [`ConfigError`] with all problems found.
     pub fn validate(path: &Path, file: &FileConfig) -> Result<Self, ConfigError> {
-        let mut check = Check { problems: Vec::new() };
+        Self::validate_with(Files::Here, path, file)
+    }
+
+    /// Checks everything as if no file were there, and looks at none.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with all problems found.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn validate_without_files(path: &Path, file: &FileConfig) -> Result<Self, ConfigError> {
+        Self::validate_with(Files::Nowhere, path, file)
+    }
+
+    fn validate_with(files: Files, path: &Path, file: &FileConfig) -> Result<Self, ConfigError> {
+        let mut check = Check { files, problems: Vec::new() };
         let config = check.config(file);
         if check.problems.is_empty() { Ok(config) } else { Err(ConfigError::new(path, check.problems)) }
     }
@@ -57,6 +68,7 @@ impl Config {
 
 /// Collects problems; a field that has one gets a harmless value so that the others are still looked at.
 struct Check {
+    files: Files,
     problems: Vec<Problem>,
 }
 
@@ -121,7 +133,7 @@ impl Check {
         let path = PathBuf::from(text);
         if text.is_empty() {
             self.wrong("data_dir", "is missing: name the directory where the node keeps its identity and its Raft log");
-        } else if path.exists() && !path.is_dir() {
+        } else if self.files.exists(&path) && !self.files.is_dir(&path) {
             self.wrong("data_dir", format!("{text} is not a directory"));
         }
         path
@@ -138,7 +150,7 @@ impl Check {
     /// Loads a secret from the file that `field` names; `None` if it names none or there was a problem.
     fn secret<T: FromStr<Err: fmt::Display>>(&mut self, field: &str, path: &str) -> Option<T> {
         let path = optional_path(path)?;
-        match read_secret(&path) {
+        match self.files.secret(&path) {
             // The text of a secret never goes into a message.
             Ok(text) => match text.trim().parse() {
                 Ok(secret) => return Some(secret),
@@ -210,7 +222,7 @@ impl Check {
     fn derp(&mut self, derp: &file::Derp) -> Derp {
         let server_key_file = optional_path(&derp.server_key_file);
         // A missing file is made at start.
-        let exists = server_key_file.as_ref().is_some_and(|path| path.exists());
+        let exists = server_key_file.as_ref().is_some_and(|path| self.files.exists(path));
         Derp {
             listen: self.address("derp.listen", &derp.listen),
             plain_http_listen: self.optional_address("derp.plain_http_listen", &derp.plain_http_listen),
@@ -289,8 +301,8 @@ impl Check {
     }
 
     fn derper_trust(&mut self, ca_file: &str) -> Option<Trust> {
-        let trust = Trust::ca_file(optional_path(ca_file)?);
-        trust.map_err(|error| self.wrong("derp_mesh.ca_file", error.to_string())).ok()
+        let trust = self.files.trust(Some(&optional_path(ca_file)?));
+        trust.map_err(|why| self.wrong("derp_mesh.ca_file", why)).ok()
     }
 
     fn networks(&mut self, field: &str, networks: &[String]) -> Vec<Cidr> {
@@ -433,23 +445,6 @@ impl Check {
 
 fn optional_path(text: &str) -> Option<PathBuf> {
     if text.is_empty() { None } else { Some(PathBuf::from(text)) }
-}
-
-/// Reads a small file that only its owner may read. Files among systemd credentials are guarded by their directory.
-fn read_secret(path: &Path) -> Result<String, String> {
-    let metadata = std::fs::metadata(path).map_err(|error| format!("cannot read: {error}"))?;
-    if !metadata.is_file() {
-        return Err("is not a file".into());
-    }
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|directory| path.starts_with(directory));
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 && !credential {
-        return Err(format!("may be read by others (mode {mode:03o}): wanted mode 600"));
-    }
-    if metadata.len() > KEY_FILE_LEN_MAX {
-        return Err(format!("is longer than {KEY_FILE_LEN_MAX} bytes: wanted a key of 64 hex digits"));
-    }
-    std::fs::read_to_string(path).map_err(|error| format!("cannot read: {error}"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD};
 
-use super::{Check, FileConfig, file, optional_path, read_secret};
+use super::{Check, FileConfig, file, optional_path};
 use crate::config::{Acme, AcmeChallenge, ExternalAccount};
 
 /// Most names of one certificate.
@@ -81,7 +81,7 @@ impl Check {
             }
             (_, Some(path)) => path,
         };
-        let key = read_secret(&path).and_then(|text| {
+        let key = self.files.secret(&path).and_then(|text| {
             let text = text.trim().as_bytes();
             let decoded = [BASE64URL_NOPAD, BASE64URL, BASE64, BASE64_NOPAD].iter().find_map(|base| base.decode(text).ok());
             decoded.filter(|key| !key.is_empty()).ok_or_else(|| "wanted the key as base64".to_owned())

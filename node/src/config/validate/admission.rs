@@ -75,13 +75,8 @@ impl Check {
 
     fn key_list(&mut self, field: &str, path: &str) -> Option<Arc<KeyList>> {
         let path = optional_path(path)?;
-        match KeyList::load(&path) {
-            Ok(list) => Some(Arc::new(list)),
-            Err(error) => {
-                self.wrong(field, error.to_string());
-                None
-            }
-        }
+        let list = self.files.keys(&path);
+        list.map(Arc::new).map_err(|why| self.wrong(field, why)).ok()
     }
 
     fn verify_url(&mut self, text: &str, plain: bool) -> Option<Uri> {
@@ -109,16 +104,14 @@ impl Check {
     }
 
     fn verify_url_tls(&mut self, url: &Uri, ca_file: &str) -> Option<Arc<ClientConfig>> {
-        let trust = match optional_path(ca_file) {
-            Some(path) => Trust::ca_file(path),
-            None if url.scheme_str() == Some("https") => Trust::system(),
+        let ca_file = optional_path(ca_file);
+        let trust = if ca_file.is_some() || url.scheme_str() == Some("https") {
+            self.files.trust(ca_file.as_deref())
+        } else {
             // Never used.
-            None => Trust::insecure_for_tests(),
+            Trust::insecure_for_tests().map_err(|error| error.to_string())
         };
-        trust
-            .map(|trust| trust.client_config())
-            .inspect_err(|error| self.wrong("admission.verify_url_ca_file", error.to_string()))
-            .ok()
+        trust.map(|trust| trust.client_config()).map_err(|why| self.wrong("admission.verify_url_ca_file", why)).ok()
     }
 }
 
