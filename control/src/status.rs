@@ -8,7 +8,7 @@ use causeway_proto::id::{NodeId, RegionId};
 use causeway_rpc::v1;
 
 use crate::discovery::NodeEntry;
-use crate::fleet::Fleet;
+use crate::fleet::{CALL_TIMEOUT, Fleet, within};
 use crate::presence::view::OwnerStatus;
 use crate::raft::Group;
 
@@ -124,6 +124,30 @@ impl Status {
                 member.name.clone_from(&node.record.name);
                 member.addr.clone_from(&node.record.mesh_addr);
             }
+        }
+        status
+    }
+
+    /// As [`Self::raft`], with what only the leader knows of the members, if it tells that in time.
+    pub async fn raft_with_leader(&self) -> v1::RaftStatus {
+        let mut status = self.raft();
+        if status.leader_told || status.leader == 0 {
+            return status;
+        }
+        let answer = match self.fleet.client(NodeId(status.leader)) {
+            Ok(mut leader) => within(CALL_TIMEOUT, leader.get_leader_status(v1::GetLeaderStatusRequest {})).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(theirs) => {
+                for member in &mut status.members {
+                    if let Some(known) = theirs.members.iter().find(|known| known.node_id == member.node_id) {
+                        (member.matched_index, member.heartbeat_ms) = (known.matched_index, known.heartbeat_ms);
+                    }
+                }
+                (status.quorum_ack_ms, status.leader_told) = (theirs.quorum_ack_ms, true);
+            }
+            Err(error) => tracing::debug!(reason = error.message(), "the leader does not tell how far the members are"),
         }
         status
     }

@@ -216,6 +216,12 @@ impl FleetApi for FleetService {
         self.fleet.form(request.into_inner()).await.map(Response::new)
     }
 
+    async fn get_leader_status(&self, request: Request<v1::GetLeaderStatusRequest>) -> Result<Response<v1::RaftStatus>, Status> {
+        self.identity_of(&request)?;
+        let status = self.fleet.consensus.status();
+        if status.leader_told { Ok(Response::new(status)) } else { Err(Status::unavailable("it does not lead")) }
+    }
+
     async fn change(&self, request: Request<v1::ChangeRequest>) -> Result<Response<v1::ChangeResponse>, Status> {
         let peer = self.identity_of(&request)?;
         if !self.fleet.is_voter(peer.node_id) {

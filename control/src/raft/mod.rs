@@ -239,6 +239,7 @@ impl Consensus {
             quorum_ack_ms: group.quorum_ack_age.map_or(0, whole_ms),
             members: group.members.iter().map(member).collect(),
             stopped_because: group.stopped.unwrap_or_default(),
+            leader_told: group.leads,
         }
     }
 

@@ -274,7 +274,7 @@ impl Operator for OperatorService {
     }
 
     async fn get_raft_status(&self, _: Request<v1::GetRaftStatusRequest>) -> Result<Response<v1::RaftStatus>, Status> {
-        Ok(Response::new(self.parts.status.raft()))
+        Ok(Response::new(self.parts.status.raft_with_leader().await))
     }
 
     async fn trace(&self, request: Request<v1::TraceRequest>) -> Result<Response<v1::TraceResponse>, Status> {

@@ -39,14 +39,14 @@ struct Member {
 impl Status {
     fn new(status: v1::RaftStatus, names: &Names) -> Self {
         // Only the leader knows how far the others are.
-        let leads = status.leader == status.node_id && status.leader != 0;
+        let told = status.leader_told;
         let members = status.members.into_iter().map(|member| Member {
             node_id: node_id_text(member.node_id),
             name: member.name,
             addr: member.addr,
             voter: member.voter,
-            matched_index: leads.then_some(member.matched_index),
-            heartbeat_ms: leads.then_some(member.heartbeat_ms),
+            matched_index: told.then_some(member.matched_index),
+            heartbeat_ms: told.then_some(member.heartbeat_ms),
         });
         Self {
             node_id: node_id_text(status.node_id),
@@ -59,7 +59,7 @@ impl Status {
             applied_index: status.applied_index,
             snapshot_index: status.snapshot_index,
             purged_index: status.purged_index,
-            quorum_ack_ms: leads.then_some(status.quorum_ack_ms),
+            quorum_ack_ms: told.then_some(status.quorum_ack_ms),
             stopped_because: status.stopped_because,
             members: members.collect(),
         }

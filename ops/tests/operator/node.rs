@@ -220,6 +220,7 @@ impl Operator for Node {
             committed_index: 7,
             applied_index: 7,
             quorum_ack_ms: 5,
+            leader_told: true,
             members: vec![member(A_1, "a-1", true), member(B_1, "b-1", false)],
             ..Default::default()
         }))

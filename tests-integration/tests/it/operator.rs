@@ -63,6 +63,13 @@ async fn the_command_line_tells_the_truth_about_a_fleet() -> anyhow::Result<()> 
     assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stderr));
     let raft = cluster.causeway_json("a-1", &["raft", "status"]).await?;
     assert_eq!(list(&raft["members"]).len(), 6, "{raft}");
+    // A node that does not vote tells as much.
+    let raft = cluster.causeway_json("a-2", &["raft", "status"]).await?;
+    assert_eq!(raft["state"], "learner", "{raft}");
+    assert!(
+        list(&raft["members"]).iter().all(|member| member["matched_index"].as_u64().is_some_and(|index| index > 0)),
+        "{raft}"
+    );
 
     // The map of the operator API is the map clients load, and names every node with a name and an address that TLS can verify.
     let by_operator = cluster.causeway("a-1", &["-o", "json", "derpmap"]).await?;

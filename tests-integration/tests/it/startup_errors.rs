@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use causeway_proto::key::MeshKey;
 use causeway_tests_integration::client::{TestClient, exchange_all};
-use causeway_tests_integration::cluster::Cluster;
+use causeway_tests_integration::cluster::{Cluster, wait_for};
 use causeway_tests_integration::files::{copy_files, files_below, write_private};
 use causeway_tests_integration::logs::Expected;
 use tokio::process::Command;
@@ -78,6 +78,20 @@ async fn strangers_and_doubles_are_refused_and_the_fleet_goes_on() -> anyhow::Re
     let stranger_dir = field("data_dir", &cluster.dir().join("stranger"));
     let sets = ["name=\"d-1\"".to_owned(), field("mesh_key_file", &key_file), stranger_dir];
     refused(another(&cluster, "b-1", &sets)?, &["mesh key"]).await?;
+
+    // Beside a seed that says nothing, which may be of its fleet, it waits, and operators see what for.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let seed = format!("discovery.static=[\"{}\"]", silent.local_addr()?);
+    let waits_dir = field("data_dir", &cluster.dir().join("waits"));
+    let mut waits = another(&cluster, "b-1", &["name=\"d-1\"".to_owned(), field("mesh_key_file", &key_file), waits_dir, seed])?;
+    let socket = cluster.dir().join("another/operator.sock");
+    wait_for("why it is not ready", Duration::from_secs(20), async || {
+        let get = Command::new(cluster.programs().causeway()).arg("--socket").arg(&socket).args(["node", "get"]).output().await?;
+        let said = String::from_utf8_lossy(&get.stdout).into_owned();
+        Ok((said.contains("not ready") && said.contains("mesh_key_file: wrong mesh key")).then_some(()))
+    })
+    .await?;
+    waits.kill().await?;
 
     cluster.wait_healthy("a-1", Duration::from_secs(20)).await?;
     let mut clients = Vec::new();
