@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::process::{Child, ChildStdout};
 
 /// Set by `make soak`: what takes minutes by itself runs as well.
-const LONG_VARIABLE: &str = "CAUSEWAY_LONG_TESTS";
+pub(crate) const LONG_VARIABLE: &str = "CAUSEWAY_LONG_TESTS";
 
 /// Builds the scenario runner; `None` where Go is missing.
 pub(crate) fn derp_go(into: &Path) -> anyhow::Result<Option<PathBuf>> {
