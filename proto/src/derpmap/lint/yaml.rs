@@ -153,6 +153,10 @@ impl Reader<'_> {
             #[expect(clippy::cast_precision_loss, reason = "as Go does it")]
             (Kind::Number, Yaml::Scalar(Scalar::Integer(number), _)) => return Some((*number as f64).into()),
             (Kind::Number, Yaml::Scalar(Scalar::Float(number), _)) if number.is_finite() => return Some((*number).into()),
+            (Kind::Number, Yaml::Scalar(Scalar::Float(_), text)) => {
+                self.findings.error(path, format!("{text} is nothing that Headscale can tell clients"), "a finite number");
+                return None;
+            }
             (Kind::Text, Yaml::Scalar(_, text)) => return Some(text.clone().into()),
             (Kind::Object(fields), Yaml::Map(entries)) => return Some(self.object(entries, fields, path).into()),
             (Kind::List(fields), Yaml::List(values)) => return Some(self.list(values, fields, path).into()),
