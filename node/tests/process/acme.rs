@@ -169,6 +169,8 @@ async fn what_keeps_a_certificate_away_is_told_by_the_field() {
         // The doors are open all the same: clients that do not check certificates are served.
         let anybody = Trust::insecure_for_tests().unwrap();
         assert_eq!(chain(&node.ready.derp, &anybody).await.unwrap().len(), 2, "self-signed, MetaCert");
+        // The next one listens on the same ports.
+        node.kill().await;
     };
     unhappy("", &["--set", "tls.acme.contact=ops@@example.org"], &["tls.acme.contact", "ops@@example.org"]).await;
     unhappy(&format!("domains = ['{BLOCKED_DOMAIN}']"), &[], &["tls.acme.domains", BLOCKED_DOMAIN]).await;
@@ -190,11 +192,12 @@ async fn an_external_account_that_is_missing_or_wrong_is_told_by_the_field() {
     let home = home(&pebble, "challenge = 'http-01'");
     let node = home.start(&[]).await;
     until_not_ready(&node, &["tls.acme.eab_kid", "set eab_kid and eab_key_file"]).await;
-    drop(node);
+    node.kill().await;
     write_secret(&home.path("eab.key"), &KEY.replace('z', "y"));
     let key_file = format!("tls.acme.eab_key_file={}", home.path("eab.key").display());
     for id in [KEY_ID, "kid-unknown"] {
         let node = home.start(&["--set", &format!("tls.acme.eab_kid={id}"), "--set", &key_file]).await;
         until_not_ready(&node, &["tls.acme.eab_kid and eab_key_file: "]).await;
+        node.kill().await;
     }
 }

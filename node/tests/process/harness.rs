@@ -128,6 +128,11 @@ impl Node {
         fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Ends it at once (SIGKILL), and its listeners with it.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// Ends it in order once it is ready, and checks that it said nothing that it must not.
     pub(crate) async fn stop(mut self) {
         self.until_ready().await;
