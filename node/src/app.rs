@@ -243,6 +243,7 @@ async fn start(
         bootstrap_dns: bootstrap_dns(config, &metrics, runtimes, tasks)?,
         derp_map: DerpMapDocument::new(control.derp_map.clone()),
         challenges: certificate.challenges(),
+        clock: wall_clock,
         health: health.clone(),
         exporter,
         metrics: metrics.clone(),

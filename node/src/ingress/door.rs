@@ -316,7 +316,7 @@ impl Doors {
     async fn serve_websocket(&self, handshake: &Handshake, upgraded: UpgradedStream<AnyStream>) -> Result<(), &'static str> {
         let UpgradedStream { mut io, buffered, remote, socket, ideal_node, permit, .. } = upgraded;
         let answer = async {
-            io.write_all(websocket::switching_protocols(handshake).as_bytes()).await?;
+            io.write_all(websocket::switching_protocols(handshake, (self.parts.site.clock)()).as_bytes()).await?;
             if handshake.speaks_derp { io.flush().await } else { websocket::refuse(&mut io).await }
         };
         let by = permit.login_deadline().into();

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::SystemTime;
 
 use bytes::{Buf, Bytes, BytesMut};
 use causeway_proto::websocket::{CloseCode, Decoder, FrameError, Handshake, MessageHeader, SUBPROTOCOL, close, pong};
@@ -18,13 +19,14 @@ const MESSAGE_LEN_MAX: usize = 32 * 1024;
 
 /// The answer to a client's handshake.
 #[must_use]
-pub fn switching_protocols(handshake: &Handshake) -> String {
+pub fn switching_protocols(handshake: &Handshake, now: SystemTime) -> String {
     let accept = digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{}{KEY_SUFFIX}", handshake.key).as_bytes());
     let accept = BASE64.encode(accept.as_ref());
     let protocol = if handshake.speaks_derp { format!("Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n") } else { String::new() };
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\
-         {protocol}\r\n"
+         {protocol}Date: {}\r\n\r\n",
+        httpdate::fmt_http_date(now)
     )
 }
 

@@ -167,10 +167,11 @@ async fn clients_of_an_http_proxy_are_known_by_their_own_address() {
     let sets = ["http.trusted_proxies=['127.0.0.2']", "limits.authenticated_per_ipv4=1"];
     let node = start(&home, &sets, &mesh).await;
     let mut watcher = watcher(&node, &key).await;
-    let forwarded = |addresses: &str| format!("GET /derp HTTP/1.1\r\nUpgrade: DERP\r\nX-Forwarded-For: {addresses}\r\n\r\n");
+    let forwarded =
+        |addresses: &str| format!("GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nX-Forwarded-For: {addresses}\r\n\r\n");
     // The proxy may keep a connection and send others' requests before.
     let mut first = dial(PROXY, &node.ready.plain_http).await;
-    first.write_all(b"GET /derp/probe HTTP/1.1\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n").await.unwrap();
+    first.write_all(b"GET /derp/probe HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n").await.unwrap();
     let mut probed = [0; 15];
     first.read_exact(&mut probed).await.unwrap();
     assert_eq!(&probed, b"HTTP/1.1 200 OK");

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use causeway_proto::derp::upgrade::{BodyLength, HeadError, RequestHead};
@@ -61,7 +61,7 @@ pub async fn serve<Io>(io: Io, door: Door, site: &Site, remote: SocketAddr, dead
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut connection = Connection { io, buffered: BytesMut::new(), deadline };
+    let mut connection = Connection { io, buffered: BytesMut::new(), deadline, clock: site.clock };
     match connection.requests(door, site, remote).await {
         Ok(Some(Upgrading { head, client, websocket })) => {
             Ended::Derp { io: connection.io, buffered: connection.buffered, head, client, websocket }
@@ -78,6 +78,7 @@ struct Connection<Io> {
     io: Io,
     buffered: BytesMut,
     deadline: Instant,
+    clock: fn() -> SystemTime,
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
@@ -100,9 +101,17 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
                 Reply::Check(pages) => ("debug", debug::check(&pages).await),
                 Reply::Respond(name, response) => (name, response),
             };
-            let keep_alive = self.skip_body(head.body).await? && head.keep_alive() && !response.closes;
+            // Who waits for leave to send a body gets the answer instead.
+            let sends_body = !head.lists("Expect", "100-continue");
+            let keep_alive = sends_body && self.skip_body(head.body).await? && head.keep_alive() && !response.closes;
             site.metrics.request(name, response.status);
-            self.write(&response.encode(head.method == "HEAD", keep_alive)).await?;
+            let connection = match (keep_alive, head.minor_version) {
+                (false, _) => Some("close"),
+                // The older protocol's clients do not expect it.
+                (true, 0) => Some("keep-alive"),
+                (true, _) => None,
+            };
+            self.write(&response.encode(head.method == "HEAD", connection, (self.clock)())).await?;
             if !keep_alive {
                 return Ok(None);
             }
@@ -161,7 +170,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
 
     /// Writes round after round until the client is gone. The end of the connection is the page's end, so no length is told.
     async fn stream(&mut self, mut page: TrafficPage, head_only: bool) -> Result<(), &'static str> {
-        self.write(&stream_head(TEXT)).await?;
+        self.write(&stream_head(TEXT, (self.clock)())).await?;
         if head_only {
             return Ok(());
         }
@@ -181,7 +190,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Connection<Io> {
     /// Says what is wrong with a head and names the reason.
     async fn refuse(&mut self, error: HeadError) -> &'static str {
         let response = Response::error(error.status(), &error.to_string());
-        if self.write(&response.encode(false, false)).await.is_ok() {
+        if self.write(&response.encode(false, Some("close"), (self.clock)())).await.is_ok() {
             self.close().await;
         }
         error.reason()

@@ -54,18 +54,18 @@ impl DebugDesk {
         named || (door == Door::Metrics && !visitor.is_forwarded() && (is_loopback(address) || is_tailscale(address)))
     }
 
-    /// Answers a request whose path begins with `/debug`.
+    /// Answers a request whose path begins with `/debug/`.
     #[must_use]
-    pub fn page(&self, door: Door, head: &RequestHead, visitor: &Visitor, host_name: &str) -> Reply {
+    pub fn page(&self, door: Door, head: &RequestHead, path: &str, visitor: &Visitor, host_name: &str) -> Reply {
         const NAME: &str = "debug";
         let respond = |response| Reply::Respond(NAME, response);
         // Metrics stand open wherever ours do.
-        let is_open = door == Door::Metrics && matches!(head.path.as_str(), "/debug/varz" | "/debug/vars");
+        let is_open = door == Door::Metrics && matches!(path, "/debug/varz" | "/debug/vars");
         if !is_open && !self.allows(door, head, visitor) {
             return respond(Response::error(403, "debug access denied"));
         }
-        match head.path.as_str() {
-            "/debug" | "/debug/" => respond(guarded(Response::new(200, HTML, self.index(host_name)))),
+        match path {
+            "/debug/" => respond(guarded(Response::new(200, HTML, self.index(host_name)))),
             "/debug/varz" => respond(page(self.pages.varz(), VARZ_CONTENT_TYPE)),
             "/debug/vars" => respond(page(self.pages.vars(), VARS_CONTENT_TYPE)),
             "/debug/check" => Reply::Check(self.pages.clone()),

@@ -1,17 +1,22 @@
-//! HTTP/1.1 on our own ports: few endpoints, verbatim bytes, and the hand-over of a connection that becomes DERP.
+//! HTTP on our own ports: few endpoints, verbatim bytes, and the hand-over of a connection that becomes DERP.
 //!
-//! [`routes`] maps a request to a [`response::Response`] or to an upgrade; [`connection`] reads heads and writes responses.
+//! `request` checks what every request must be; [`routes`] maps it to a [`response::Response`] or to an upgrade; [`connection`] reads
+//! heads and writes responses as HTTP/1.1.
 
 pub mod bootstrap_dns;
 pub mod connection;
 pub mod debug;
 pub mod derp_map;
 pub mod reply;
+mod request;
 pub mod response;
 pub mod routes;
+#[cfg(test)]
+mod testing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use causeway_proto::derp::upgrade::RequestHead;
 
@@ -95,6 +100,8 @@ pub struct Site {
     pub exporter: Exporter,
     /// Counts requests.
     pub metrics: IngressMetrics,
+    /// The wall clock, for the dates of answers.
+    pub clock: fn() -> SystemTime,
 }
 
 impl Site {

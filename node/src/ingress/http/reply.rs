@@ -1,8 +1,9 @@
 //! What becomes of a request, and the answers that several pages have in common.
 
+use causeway_proto::derp::upgrade::RequestHead;
 use causeway_proto::websocket::Handshake;
 
-use super::response::Response;
+use super::response::{HTML, Response, reason_phrase};
 use crate::ingress::debug::DebugPages;
 use crate::ingress::debug::traffic::TrafficPage;
 
@@ -44,4 +45,14 @@ pub(super) fn guarded(response: Response) -> Response {
 /// Text for HTML.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;").replace('\'', "&#39;")
+}
+
+/// A redirect with the page that stock servers send to those who do not follow.
+pub(super) fn redirect(status: u16, head: &RequestHead, url: String) -> Response {
+    let response = match head.method.as_str() {
+        "GET" => Response::new(status, HTML, format!("<a href=\"{}\">{}</a>.\n\n", escape(&url), reason_phrase(status))),
+        "HEAD" => Response::new(status, HTML, ""),
+        _ => Response::empty(status),
+    };
+    response.with("Location", url)
 }

@@ -1,6 +1,7 @@
-//! A response as a value, and the one place that writes it.
+//! A response as a value, and how HTTP/1 writes it.
 
 use std::borrow::Cow;
+use std::time::SystemTime;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -58,9 +59,17 @@ impl Response {
         self
     }
 
-    /// The bytes on the wire; of an answer to HEAD only the head.
+    /// Length of the body as it is told: 204 and 304 have none by definition; of an empty one the answer to HEAD says nothing, as stock
+    /// servers.
     #[must_use]
-    pub fn encode(&self, head_only: bool, keep_alive: bool) -> Bytes {
+    pub fn content_length(&self, head_only: bool) -> Option<usize> {
+        let untold = matches!(self.status, 204 | 304) || head_only && self.body.is_empty();
+        (!untold).then_some(self.body.len())
+    }
+
+    /// The bytes on the wire; of an answer to HEAD only the head. `connection` is said of the connection.
+    #[must_use]
+    pub fn encode(&self, head_only: bool, connection: Option<&str>, now: SystemTime) -> Bytes {
         let mut out = BytesMut::with_capacity(256 + self.body.len());
         out.put_slice(format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status)).as_bytes());
         for (name, value) in &self.headers {
@@ -68,13 +77,12 @@ impl Response {
                 out.put_slice(part.as_bytes());
             }
         }
-        // 204 and 304 have no body by definition; of an empty one the answer to HEAD says nothing, as stock servers.
-        let without_length = matches!(self.status, 204 | 304) || head_only && self.body.is_empty();
-        if !without_length {
-            out.put_slice(format!("Content-Length: {}\r\n", self.body.len()).as_bytes());
+        if let Some(len) = self.content_length(head_only) {
+            out.put_slice(format!("Content-Length: {len}\r\n").as_bytes());
         }
-        if !keep_alive {
-            out.put_slice(b"Connection: close\r\n");
+        out.put_slice(format!("Date: {}\r\n", httpdate::fmt_http_date(now)).as_bytes());
+        if let Some(connection) = connection {
+            out.put_slice(format!("Connection: {connection}\r\n").as_bytes());
         }
         out.put_slice(b"\r\n");
         if !head_only {
@@ -86,24 +94,26 @@ impl Response {
 
 /// The head of an answer that ends with its connection.
 #[must_use]
-pub fn stream_head(content_type: &str) -> Bytes {
+pub fn stream_head(content_type: &str, now: SystemTime) -> Bytes {
     Bytes::from(format!(
-        "HTTP/1.1 200 {}\r\nContent-Type: {content_type}\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
-        reason_phrase(200)
+        "HTTP/1.1 200 {}\r\nContent-Type: {content_type}\r\nX-Content-Type-Options: nosniff\r\nDate: {}\r\nConnection: close\r\n\r\n",
+        reason_phrase(200),
+        httpdate::fmt_http_date(now)
     ))
 }
 
-const fn reason_phrase(status: u16) -> &'static str {
+pub(super) const fn reason_phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
         204 => "No Content",
         302 => "Found",
         304 => "Not Modified",
+        307 => "Temporary Redirect",
         400 => "Bad Request",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
-        413 => "Content Too Large",
+        417 => "Expectation Failed",
         426 => "Upgrade Required",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",

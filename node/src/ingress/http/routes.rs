@@ -4,7 +4,8 @@ use causeway_proto::derp::upgrade::{DERP_PATH, RequestHead, Upgrade};
 use causeway_proto::websocket::Handshake;
 
 use super::debug::is_loopback;
-use super::reply::{Reply, escape, guarded, page};
+use super::reply::{Reply, guarded, page, redirect};
+use super::request::path_of;
 use super::response::{HTML, Response, TEXT};
 use super::{Door, Site, Visitor};
 use crate::config::Home;
@@ -20,13 +21,24 @@ const NEVER_CACHE: &str = "no-cache, no-store, must-revalidate, no-transform, ma
 /// Decides on one request.
 #[must_use]
 pub fn route(door: Door, site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
-    match door {
-        Door::Plain if head.path.starts_with(CHALLENGE_PATH) => Reply::Respond("acme_challenge", acme_challenge(site, head)),
-        Door::Metrics => metrics_door(site, head, visitor),
-        Door::Derp => derp_door(door, site, head, visitor),
-        Door::Plain if serves_all(site, visitor) => derp_door(door, site, head, visitor),
-        Door::Plain => plain_door(site, head, visitor),
+    let path = match path_of(head) {
+        Ok(path) => path,
+        Err(response) => return Reply::Respond("unfit", response),
+    };
+    if path.starts_with("/debug/") {
+        return site.debug.page(door, head, &path, visitor, &site.host_name);
     }
+    let (name, response) = match door {
+        Door::Metrics => metrics_door(site, &path),
+        Door::Plain if path.starts_with(CHALLENGE_PATH) => ("acme_challenge", acme_challenge(site, &path)),
+        Door::Plain if !serves_all(site, visitor) => plain_door(site, head, &path, visitor),
+        Door::Plain | Door::Derp if path == DERP_PATH => match derp(head) {
+            Ok(upgrade) => return upgrade,
+            Err(response) => ("derp", response),
+        },
+        Door::Plain | Door::Derp => derp_door(door, site, head, &path, visitor),
+    };
+    Reply::Respond(name, response)
 }
 
 /// Whether plain HTTP answers everything to the other end: nobody can listen in on the loopback interface; between a proxy that ends TLS
@@ -35,19 +47,8 @@ fn serves_all(site: &Site, visitor: &Visitor) -> bool {
     site.plain_serves_derp || is_loopback(visitor.connection.ip()) || site.trusts(&visitor.connection)
 }
 
-fn is_debug(head: &RequestHead) -> bool {
-    head.path == "/debug" || head.path.starts_with("/debug/")
-}
-
-fn derp_door(door: Door, site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
-    if is_debug(head) {
-        return site.debug.page(door, head, visitor, &site.host_name);
-    }
-    let (name, response) = match head.path.as_str() {
-        DERP_PATH => match derp(head) {
-            Ok(upgrade) => return upgrade,
-            Err(response) => ("derp", response),
-        },
+fn derp_door(door: Door, site: &Site, head: &RequestHead, path: &str, visitor: &Visitor) -> (&'static str, Response) {
+    match path {
         "/derp/probe" | "/derp/latency-check" => ("probe", probe(head)),
         "/generate_204" => ("generate_204", generate_204(head)),
         "/bootstrap-dns" => ("bootstrap_dns", bootstrap_dns(site, head, visitor)),
@@ -55,10 +56,17 @@ fn derp_door(door: Door, site: &Site, head: &RequestHead, visitor: &Visitor) -> 
         "/healthz" => ("healthz", Response::new(200, TEXT, "ok\n")),
         "/readyz" => ("readyz", ready(site, false)),
         "/robots.txt" => ("robots", guarded(Response::new(200, TEXT, "User-agent: *\nDisallow: /\n"))),
-        _ if head.method == "CONNECT" => ("connect", Response::error(403, "CONNECT not enabled")),
+        _ if head.method == "CONNECT" => ("connect", connect(door)),
         _ => ("root", guarded(home(door, site, head, visitor))),
-    };
-    Reply::Respond(name, response)
+    }
+}
+
+/// Stock servers have it over TLS, for their operator's own use.
+fn connect(door: Door) -> Response {
+    match door {
+        Door::Derp => Response::error(403, "CONNECT not enabled"),
+        Door::Plain | Door::Metrics => Response::error(404, "404 page not found"),
+    }
 }
 
 fn derp(head: &RequestHead) -> Result<Reply, Response> {
@@ -71,30 +79,23 @@ fn derp(head: &RequestHead) -> Result<Reply, Response> {
     }
 }
 
-fn plain_door(site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
-    if is_debug(head) {
-        return site.debug.page(Door::Plain, head, visitor, &site.host_name);
-    }
-    let (name, response) = match (head.path.as_str(), head.method.as_str()) {
+fn plain_door(site: &Site, head: &RequestHead, path: &str, visitor: &Visitor) -> (&'static str, Response) {
+    match (path, head.method.as_str()) {
         ("/generate_204", _) => ("generate_204", generate_204(head)),
         ("/", "GET" | "HEAD") if site.debug.allows(Door::Plain, head, visitor) => ("redirect", to_https(site, head, "/debug/")),
-        (path, "GET" | "HEAD") => ("redirect", to_https(site, head, if path.starts_with('/') { path } else { "/" })),
+        (_, "GET" | "HEAD") => ("redirect", to_https(site, head, &head.path)),
+        (_, "CONNECT") => ("connect", connect(Door::Plain)),
         _ => ("redirect", Response::error(400, "Use HTTPS")),
-    };
-    Reply::Respond(name, response)
+    }
 }
 
-fn metrics_door(site: &Site, head: &RequestHead, visitor: &Visitor) -> Reply {
-    if is_debug(head) {
-        return site.debug.page(Door::Metrics, head, visitor, &site.host_name);
-    }
-    let (name, response) = match head.path.as_str() {
+fn metrics_door(site: &Site, path: &str) -> (&'static str, Response) {
+    match path {
         "/metrics" => ("metrics", page(site.exporter.text(), exporter::CONTENT_TYPE)),
         "/healthz" => ("healthz", Response::new(200, TEXT, "ok\n")),
         "/readyz" => ("readyz", ready(site, true)),
         _ => ("unknown", Response::error(404, "not found: there are /metrics, /healthz, /readyz and /debug/")),
-    };
-    Reply::Respond(name, response)
+    }
 }
 
 /// Browsers measure latency across origins here, so these answers alone carry CORS.
@@ -118,8 +119,8 @@ fn generate_204(head: &RequestHead) -> Response {
 }
 
 /// What an ACME directory asks for on port 80.
-fn acme_challenge(site: &Site, head: &RequestHead) -> Response {
-    let token = head.path.strip_prefix(CHALLENGE_PATH).unwrap_or_default();
+fn acme_challenge(site: &Site, path: &str) -> Response {
+    let token = path.strip_prefix(CHALLENGE_PATH).unwrap_or_default();
     match site.challenges.answer(token) {
         Some(answer) => Response::new(200, "application/octet-stream", answer),
         None => Response::error(404, "no such challenge is under way"),
@@ -163,7 +164,7 @@ fn home(door: Door, site: &Site, head: &RequestHead, visitor: &Visitor) -> Respo
     match &site.home {
         Home::Page => Response::new(200, HTML, root_page(&site.node_name, site.debug.allows(door, head, visitor))),
         Home::Blank => Response::new(200, HTML, ""),
-        Home::Redirect(url) => found(head, url.clone()),
+        Home::Redirect(url) => redirect(302, head, url.clone()),
     }
 }
 
@@ -182,13 +183,7 @@ fn to_https(site: &Site, head: &RequestHead, path: &str) -> Response {
     let port = if site.https_port == 443 { String::new() } else { format!(":{}", site.https_port) };
     let query = if head.query.is_empty() { String::new() } else { format!("?{}", head.query) };
     // The parser lets no control character into a request target.
-    found(head, format!("https://{host}{port}{path}{query}"))
-}
-
-/// A redirect with the page that stock servers send to those who do not follow.
-fn found(head: &RequestHead, url: String) -> Response {
-    let page = if head.method == "GET" { format!("<a href=\"{}\">Found</a>.\n\n", escape(&url)) } else { String::new() };
-    Response::new(302, HTML, page).with("Location", url)
+    redirect(302, head, format!("https://{host}{port}{path}{query}"))
 }
 
 fn without_port(host: &str) -> &str {

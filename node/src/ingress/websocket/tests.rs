@@ -33,11 +33,14 @@ async fn read_exactly(client: &mut DuplexStream, len: usize) -> Vec<u8> {
 
 #[test]
 fn the_answer_holds_the_digest_of_the_rfcs_example() {
-    let answer = |speaks_derp| switching_protocols(&Handshake { key: "dGhlIHNhbXBsZSBub25jZQ==".into(), speaks_derp });
+    let answer = |speaks_derp| {
+        switching_protocols(&Handshake { key: "dGhlIHNhbXBsZSBub25jZQ==".into(), speaks_derp }, std::time::UNIX_EPOCH)
+    };
     assert_eq!(
         answer(true),
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: derp\r\n\r\n"
+         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: derp\r\n\
+         Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n\r\n"
     );
     assert!(!answer(false).contains("Sec-WebSocket-Protocol"));
 }

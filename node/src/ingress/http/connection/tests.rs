@@ -4,41 +4,11 @@ use std::sync::Arc;
 
 use causeway_proto::derpmap::DerpMap;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
-use super::super::{BootstrapDns, DebugDesk, DerpMapDocument};
+use super::super::testing::site;
 use super::*;
 use crate::config::Home;
-use crate::ingress::debug::DebugPages;
-use crate::ingress::metrics::{BootstrapDnsMetrics, IngressMetrics};
 use crate::lifecycle::health::Health;
-use crate::telemetry::exporter::{Exporter, registry};
-
-fn site(health: Health) -> (Site, watch::Sender<Option<Arc<DerpMap>>>) {
-    let (maps, receiver) = watch::channel(Some(Arc::new(DerpMap::default())));
-    let site = Site {
-        node_name: "a-1".into(),
-        host_name: "a-1.example".into(),
-        https_port: 443,
-        home: Home::Page,
-        plain_serves_derp: false,
-        trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
-        debug: DebugDesk {
-            networks: vec!["198.51.100.0/24".parse().unwrap()],
-            key: None,
-            has_mesh_key: true,
-            started: Instant::now(),
-            pages: DebugPages::idle(Exporter::new(registry())),
-        },
-        bootstrap_dns: BootstrapDns::new(BootstrapDnsMetrics::default()),
-        derp_map: DerpMapDocument::new(receiver),
-        challenges: Arc::default(),
-        health,
-        exporter: Exporter::new(registry()),
-        metrics: IngressMetrics::default(),
-    };
-    (site, maps)
-}
 
 /// Sends `request` over a real socket, ends the sending side, and returns all bytes of the answer and how serving ended.
 async fn exchange_as(door: Door, site: &Site, remote: &str, request: &[u8]) -> (String, Ended<TcpStream>) {
@@ -74,7 +44,7 @@ async fn exchange(request: &str) -> String {
 
 #[tokio::test]
 async fn endpoints_answer_byte_for_byte() {
-    const CLOSE: &str = "Connection: close\r\n\r\n";
+    const CLOSE: &str = "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nConnection: close\r\n\r\n";
     let cases = [
         ("GET /derp/probe", format!("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 0\r\n{CLOSE}")),
         ("HEAD /derp/latency-check", format!("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\n{CLOSE}")),
@@ -137,7 +107,7 @@ async fn only_probes_are_readable_across_origins_and_pages_are_guarded() {
 async fn a_node_without_a_derp_map_says_so_and_when_to_ask_again() {
     let (site, maps) = site(Health::default());
     maps.send(None).unwrap();
-    let request = b"GET /derpmap HTTP/1.1\r\nIf-None-Match: *\r\nConnection: close\r\n\r\n";
+    let request = b"GET /derpmap HTTP/1.1\r\nHost: h\r\nIf-None-Match: *\r\nConnection: close\r\n\r\n";
     let answer = exchange_as(Door::Derp, &site, "192.0.2.9", request).await.0;
     assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && answer.contains("\r\nRetry-After: 5\r\n"), "{answer}");
     assert!(!answer.contains("ETag") && !answer.contains("Regions"), "{answer}");
@@ -147,7 +117,7 @@ async fn a_node_without_a_derp_map_says_so_and_when_to_ask_again() {
 async fn the_derp_map_has_a_tag_that_follows_its_content() {
     let (site, maps) = site(Health::default());
     let request = async |tag: &str| {
-        let request = format!("GET /derpmap HTTP/1.1\r\nIf-None-Match: {tag}\r\nConnection: close\r\n\r\n");
+        let request = format!("GET /derpmap HTTP/1.1\r\nHost: h\r\nIf-None-Match: {tag}\r\nConnection: close\r\n\r\n");
         exchange_as(Door::Derp, &site, "192.0.2.9", request.as_bytes()).await.0
     };
     let first = request("\"other\"").await;
@@ -164,12 +134,26 @@ async fn the_derp_map_has_a_tag_that_follows_its_content() {
 
 #[tokio::test]
 async fn a_connection_serves_several_requests_and_skips_bodies() {
-    let requests = "GET /healthz HTTP/1.1\r\n\r\nPOST /healthz HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET /\
-                    GET /derp/probe HTTP/1.1\r\nConnection: close\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n";
+    let requests = "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\nPOST /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nGET /\
+                    GET /derp/probe HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\nGET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
     let answer = exchange(requests).await;
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 3, "the one after close is not answered: {answer}");
-    let encoded = exchange("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n").await;
+    let encoded =
+        exchange("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await;
     assert_eq!(encoded.matches("HTTP/1.1 ").count(), 1, "an encoded body ends the connection: {encoded}");
+}
+
+#[tokio::test]
+async fn an_older_client_keeps_its_connection_if_it_asks_and_a_body_that_waits_is_not_awaited() {
+    let older =
+        "GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /healthz HTTP/1.0\r\n\r\nGET /healthz HTTP/1.0\r\n\r\n";
+    let answer = exchange(older).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{answer}");
+    assert_eq!(answer.matches("\r\nConnection: keep-alive\r\n").count(), 1, "{answer}");
+    let waits = "POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+    let answer = exchange(waits).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\r\nConnection: close\r\n"), "{answer}");
 }
 
 #[tokio::test]
@@ -181,6 +165,9 @@ async fn every_main_endpoint_is_not_moved_by_method_or_unknown_path() {
         ("DELETE /bootstrap-dns?q=a.test", "200 OK", ""),
         ("OPTIONS /derp", "426 Upgrade Required", "DERP requires connection upgrade\n"),
         ("GET /debug/", "403 Forbidden", "debug access denied\n"),
+        ("GET //robots.txt", "307 Temporary Redirect", "<a href=\"/robots.txt\">Temporary Redirect</a>.\n\n"),
+        ("GET /%64erp", "426 Upgrade Required", "DERP requires connection upgrade\n"),
+        ("OPTIONS *", "200 OK", ""),
         ("PUT /derp/latency-check", "405 Method Not Allowed", "bogus probe method\n"),
     ] {
         let request = format!("{request} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
@@ -192,7 +179,7 @@ async fn every_main_endpoint_is_not_moved_by_method_or_unknown_path() {
 
 #[tokio::test]
 async fn bootstrap_dns_ends_its_connection_and_is_guarded() {
-    let answer = exchange("GET /bootstrap-dns HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n").await;
+    let answer = exchange("GET /bootstrap-dns HTTP/1.1\r\nHost: h\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
     for header in ["Content-Type: application/json\r\n", "Connection: close\r\n", "X-Frame-Options: DENY\r\n"] {
         assert!(answer.contains(header), "{header}: {answer}");
@@ -247,7 +234,7 @@ async fn traffic_flows_until_the_client_has_enough() {
     let started = Instant::now();
     let serving = serve(server, Door::Metrics, &site, "127.0.0.1:1".parse().unwrap(), started + Duration::from_secs(60));
     let reading = async {
-        client.write_all(b"GET /debug/traffic HTTP/1.1\r\n\r\n").await.unwrap();
+        client.write_all(b"GET /debug/traffic HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
         let mut text = String::new();
         // Nobody moves anything: rounds are empty lines.
         while !text.ends_with(&"\n".repeat(40)) {
@@ -266,7 +253,7 @@ async fn traffic_flows_until_the_client_has_enough() {
 #[tokio::test]
 async fn a_trusted_proxy_names_the_client_and_nobody_else_does() {
     let (site, _maps) = site(Health::default());
-    let upgrade = b"GET /derp HTTP/1.1\r\nUpgrade: DERP\r\nX-Forwarded-For: 203.0.113.5, 192.0.2.77\r\n\r\n";
+    let upgrade = b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nX-Forwarded-For: 203.0.113.5, 192.0.2.77\r\n\r\n";
     for (door, from, wanted) in [
         (Door::Derp, "10.1.2.3", "192.0.2.77:0"),
         (Door::Plain, "10.1.2.3", "192.0.2.77:0"),
@@ -291,7 +278,7 @@ async fn plain_http_serves_derp_to_everybody_if_the_operator_says_so() {
 #[tokio::test]
 async fn a_websocket_is_told_from_raw_derp_and_from_nonsense() {
     let (site, _maps) = site(Health::default());
-    let request = "GET /derp HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+    let request = "GET /derp HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: derp\r\n\r\nrest";
     let ended = async |request: String| exchange_as(Door::Derp, &site, "192.0.2.9", request.as_bytes()).await;
     let Ended::Derp { websocket: Some(handshake), buffered, .. } = ended(request.into()).await.1 else { panic!("no WebSocket") };
@@ -364,13 +351,13 @@ async fn only_the_metrics_door_says_why_a_node_is_not_ready() {
 #[tokio::test]
 async fn bad_heads_are_refused_with_a_counted_reason() {
     let (site, _maps) = site(Health::default());
-    let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9000));
+    let long = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(9000));
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(65));
     for (request, status, reason) in [
         (long.as_str(), "431", "http_head_too_long"),
         (many.as_str(), "431", "http_headers_too_many"),
         ("\x16\x03\x01 nonsense\r\n\r\n", "400", "http_malformed"),
-        ("GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "400", "http_length_ambiguous"),
+        ("GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "400", "http_length_ambiguous"),
         ("GET / HT", "", "http_cut_short"),
     ] {
         let (answer, ended) = exchange_as(Door::Derp, &site, "192.0.2.9", request.as_bytes()).await;
@@ -386,7 +373,7 @@ async fn bad_heads_are_refused_with_a_counted_reason() {
 async fn a_head_that_does_not_come_ends_after_its_deadline() {
     let (site, _maps) = site(Health::default());
     let (mut client, server) = tokio::io::duplex(1024);
-    client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n").await.unwrap();
     let started = Instant::now();
     let ended = serve(server, Door::Derp, &site, "192.0.2.9:1".parse().unwrap(), started + Duration::from_secs(60)).await;
     assert!(matches!(ended, Ended::Closed(Some("http_head_timeout"))), "{ended:?}");
