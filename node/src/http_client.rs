@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 use tower::Service;
 
-use crate::lifecycle::tasks::Tasks;
+use crate::lifecycle::tasks::{Executor, Tasks};
 
 /// Connections kept for the next question, and how long.
 const IDLE_CONNECTIONS_MAX: usize = 8;
@@ -56,7 +56,7 @@ impl HttpClient {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let mut builder = Client::builder(Executor { runtime, tasks });
+        let mut builder = Client::builder(Executor::new(runtime, tasks));
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(IDLE_CONNECTIONS_MAX);
         Self { client: builder.build(Connector { transport, tcp }) }
     }
@@ -110,25 +110,6 @@ pub(crate) async fn drain(body: Incoming) {
     if body.size_hint().upper().is_some_and(|len| len <= DRAINED_LEN_MAX) {
         // What fails here harms only the next question, which makes a connection of its own.
         drop(body.collect().await);
-    }
-}
-
-/// Runs what the connections need as tasks of the node.
-#[derive(Clone, Debug)]
-struct Executor {
-    runtime: Handle,
-    tasks: Tasks,
-}
-
-impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Executor {
-    fn execute(&self, task: F) {
-        let cancel = self.tasks.cancel.clone();
-        self.tasks.spawn_on(&self.runtime, async move {
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                _ = task => {}
-            }
-        });
     }
 }
 

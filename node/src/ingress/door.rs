@@ -21,11 +21,12 @@ use super::http::{self, Door, Ended, Site};
 use super::metrics::IngressMetrics;
 use super::proxy;
 use super::round_trips::cookie_of;
+use super::tls::HTTP2;
 use super::tls::challenges::ACME_TLS;
 use super::websocket::{self, WebSocketStream};
 use crate::config::Cidr;
 use crate::lifecycle::runtimes::adopt;
-use crate::lifecycle::tasks::Tasks;
+use crate::lifecycle::tasks::{Executor, Tasks};
 use crate::limits::connections::{ConnectionGate, ConnectionLimits, Permit, Refusal};
 
 /// A socket that waits longer for its turn to shake hands is closed before anything is read.
@@ -269,7 +270,11 @@ impl Doors {
             // The handshake was the answer, and all that there is to say (RFC 8737 section 3).
             Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(ACME_TLS) => Ok(()),
             Ok(Ok(stream)) => {
-                let _active = self.parts.metrics.tls_connection(version_label(stream.get_ref().1.protocol_version()));
+                let session = stream.get_ref().1;
+                let _active = self.parts.metrics.tls_connection(version_label(session.protocol_version()));
+                if session.alpn_protocol() == Some(HTTP2) {
+                    return self.serve_http2(Box::new(stream), remote, entry).await;
+                }
                 self.serve_http(Door::Derp, (Box::new(stream), cookie), remote, entry).await
             }
             Ok(Err(error)) => {
@@ -278,6 +283,11 @@ impl Doors {
             }
             Err(_) => Err("tls_timeout"),
         }
+    }
+
+    async fn serve_http2(&self, io: AnyStream, remote: SocketAddr, entry: Entry) -> Result<(), &'static str> {
+        let executor = Executor::new(self.parts.control.clone(), self.parts.tasks.clone());
+        http::http2::serve(io, Door::Derp, &self.parts.site, remote, entry.deadline(), executor).await
     }
 
     /// The stream comes with the kernel's name for its socket.

@@ -38,6 +38,9 @@ use challenges::{ACME_TLS, Challenges};
 use expiry::{ExpiryAlarm, Validity, validity};
 use files::Files;
 
+/// ALPN name of HTTP/2.
+pub const HTTP2: &[u8] = b"h2";
+
 /// How often files and dates are looked at.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -177,7 +180,8 @@ impl ServerCertificate {
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
             .with_no_client_auth()
             .with_cert_resolver(Arc::<Self>::clone(self));
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // In our order: only clients that take nothing else get HTTP/2, over which there is no DERP.
+        config.alpn_protocols = vec![b"http/1.1".to_vec(), HTTP2.to_vec()];
         if matches!(self.source, Source::Acme(_)) {
             // Nobody gets through a handshake with it but for a challenge that is under way: there is no certificate otherwise.
             config.alpn_protocols.push(ACME_TLS.to_vec());

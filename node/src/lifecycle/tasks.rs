@@ -48,6 +48,33 @@ impl Tasks {
     }
 }
 
+/// Runs what hyper starts for its connections as tasks of the node.
+#[derive(Clone, Debug)]
+pub struct Executor {
+    runtime: Handle,
+    tasks: Tasks,
+}
+
+impl Executor {
+    /// Starts them on `runtime`.
+    #[must_use]
+    pub const fn new(runtime: Handle, tasks: Tasks) -> Self {
+        Self { runtime, tasks }
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Executor {
+    fn execute(&self, task: F) {
+        let cancel = self.tasks.cancel.clone();
+        self.tasks.spawn_on(&self.runtime, async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                _ = task => {}
+            }
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

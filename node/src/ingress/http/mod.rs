@@ -1,12 +1,13 @@
 //! HTTP on our own ports: few endpoints, verbatim bytes, and the hand-over of a connection that becomes DERP.
 //!
 //! `request` checks what every request must be; [`routes`] maps it to a [`response::Response`] or to an upgrade; [`connection`] reads
-//! heads and writes responses as HTTP/1.1.
+//! heads and writes responses as HTTP/1.1, [`http2`] for clients that speak nothing else.
 
 pub mod bootstrap_dns;
 pub mod connection;
 pub mod debug;
 pub mod derp_map;
+pub mod http2;
 pub mod reply;
 mod request;
 pub mod response;

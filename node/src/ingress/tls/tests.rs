@@ -155,12 +155,13 @@ async fn every_chain_ends_with_a_meta_cert_of_exactly_the_stock_shape() {
 }
 
 #[tokio::test]
-async fn http_1_1_is_chosen_when_offered_and_nothing_else_is() {
+async fn http_1_1_is_chosen_when_offered_and_http_2_when_nothing_else_is() {
     let dir = tempfile::tempdir().unwrap();
     let certificate = load(&self_signed(dir.path()), &["n"]).unwrap();
     let config = certificate.server_config().unwrap();
     assert_eq!(handshake(&config, &[b"h2", b"http/1.1"], false).await.unwrap().alpn.as_deref(), Some(&b"http/1.1"[..]));
-    assert!(handshake(&config, &[b"h2"], false).await.is_err());
+    assert_eq!(handshake(&config, &[b"h2"], false).await.unwrap().alpn.as_deref(), Some(HTTP2));
+    assert!(handshake(&config, &[b"spdy/3"], false).await.is_err());
 }
 
 /// A certificate that is kept up to date on paused time.
