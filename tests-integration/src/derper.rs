@@ -92,14 +92,48 @@ impl Derper {
     /// # Errors
     /// It does not start.
     pub async fn start(&mut self, mesh: Option<&MeshWith>) -> anyhow::Result<()> {
-        let mut command = Command::new(&self.program);
-        command.current_dir(self.dir.path());
-        command.args(["-hostname", DERPER_NAME, "-certmode", "manual", "-certdir", ".", "-c", "derper.json"]);
-        command.args(["-http-port", "-1", "-stun=false", "-a", &self.addr.to_string()]);
+        let mut command = self.command();
+        command.args(self.flags()).args(["-http-port=-1", "-stun=false"]);
         if let Some(mesh) = mesh {
             command.args([OsString::from("-mesh-psk-file"), mesh.key_file.clone().into()]);
             command.args(["-mesh-with", &mesh.with.join(",")]).env("SSL_CERT_FILE", &mesh.ca_file);
         }
+        self.run(command).await
+    }
+
+    /// Starts it with these flags, [`Self::flags`] among them, and returns when it serves.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn start_with(&mut self, flags: &[String]) -> anyhow::Result<()> {
+        let mut command = self.command();
+        command.args(flags);
+        self.run(command).await
+    }
+
+    /// The flags of its listener, its certificate and its key.
+    #[must_use]
+    pub fn flags(&self) -> Vec<String> {
+        let certificate = format!("-certdir={}", self.dir.path().display());
+        let mut flags = vec!["-certmode=manual".to_owned(), certificate];
+        flags.extend(self.plain_flags());
+        flags
+    }
+
+    /// As [`Self::flags`], without a certificate and so without TLS.
+    #[must_use]
+    pub fn plain_flags(&self) -> Vec<String> {
+        let key = format!("-c={}/derper.json", self.dir.path().display());
+        vec![format!("-hostname={DERPER_NAME}"), key, format!("-a={}", self.addr)]
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.current_dir(self.dir.path());
+        command
+    }
+
+    async fn run(&mut self, mut command: Command) -> anyhow::Result<()> {
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         // Its log must not fill the pipe, and tells what went wrong.
         let log = std::fs::File::create(self.dir.path().join("log"))?;

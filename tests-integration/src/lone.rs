@@ -53,6 +53,19 @@ impl LoneNode {
         Ok(Self { process, ready, log, programs })
     }
 
+    /// Starts a node from what `causeway import derper` makes of a derper's flags, with the fields `sets`. Its files lie in `dir`.
+    ///
+    /// # Errors
+    /// The import refuses, or as [`Self::start`].
+    pub async fn imported(flags: &[String], sets: &[String], dir: &Path) -> anyhow::Result<Self> {
+        let out = dir.join("out");
+        let mut command = tokio::process::Command::new(Programs::get()?.causeway());
+        command.args(["import", "derper", "--data-dir"]).arg(dir.join("data")).arg("--out").arg(&out).arg("--").args(flags);
+        let output = command.env("HOME", dir).env("TS_ALLOW_DEBUG_IP", "").output().await?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self::start(&out.join("causewayd.toml"), sets, dir).await
+    }
+
     /// Ends it in good order.
     ///
     /// # Errors

@@ -8,6 +8,8 @@ mod clones;
 mod demo;
 mod derp;
 mod derp_mesh;
+mod derper_http;
+mod derper_replaced;
 mod derpmap;
 mod dev;
 mod dns;
