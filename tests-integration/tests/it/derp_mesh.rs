@@ -1,6 +1,7 @@
 //! Stock derpers meshed with nodes of a fleet, in both directions. Needs Go, to build them.
 
 mod mixed;
+mod two_derpers;
 
 use anyhow::ensure;
 use causeway_client::{Event, Sender};

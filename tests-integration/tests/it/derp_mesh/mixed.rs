@@ -1,6 +1,6 @@
 //! A fleet and a stock derper, and what such a derper does at a node.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -29,6 +29,7 @@ pub(super) const SILENCE: Duration = Duration::from_millis(700);
 pub(super) struct Mixed {
     pub(super) cluster: Cluster,
     pub(super) derper: Derper,
+    program: PathBuf,
     mesh_key: MeshKey,
     _keys: tempfile::TempDir,
 }
@@ -45,7 +46,12 @@ impl Mixed {
         arguments.extend(sets.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]));
         let mut cluster = Cluster::start_with(&arguments).await?;
         cluster.guard_secret(&mesh_key.expose_hex());
-        Ok(Some(Self { cluster, derper: Derper::new(program)?, mesh_key, _keys: keys }))
+        Ok(Some(Self { cluster, derper: Derper::new(program.clone())?, program, mesh_key, _keys: keys }))
+    }
+
+    /// A second derper, which does not run yet.
+    pub(super) fn another_derper(&self) -> anyhow::Result<Derper> {
+        Derper::new(self.program.clone())
     }
 
     /// Starts the derper, dialling these nodes.
@@ -106,8 +112,7 @@ impl Mixed {
     }
 
     pub(super) async fn client_of_derper_as(&self, key: NodePrivate) -> anyhow::Result<TestClient> {
-        let builder = ClientBuilder::new(key.clone()).trust(self.derper.trust()?).endpoint(self.derper.endpoint());
-        TestClient::connect_by(builder, "the derper", key).await
+        client_of(&self.derper, key).await
     }
 
     /// Waits until `observers` know `key` as held by a derper that `watcher` watches.
@@ -155,6 +160,12 @@ impl Mixed {
             .await?;
         Ok(Peer { key: key.public(), connection, _cancel: cancel.drop_guard() })
     }
+}
+
+/// Connects `key` to a derper.
+pub(super) async fn client_of(derper: &Derper, key: NodePrivate) -> anyhow::Result<TestClient> {
+    let builder = ClientBuilder::new(key.clone()).trust(derper.trust()?).endpoint(derper.endpoint());
+    TestClient::connect_by(builder, "a derper", key).await
 }
 
 pub(super) struct Peer {
