@@ -1,12 +1,14 @@
 //! The debug pages that dashboards and monitoring of stock derpers read.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use causeway_client::Event;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use crate::harness::{Home, Node, get};
+use crate::harness::{DEADLINE, Home, Node, get};
 use crate::relay::{client, packet};
 
 const PAGE: &str = include_str!("../../../docs/operations/metrics.md");
@@ -73,11 +75,22 @@ async fn stock_names_show_what_clients_did() {
     let check = get(node.metrics_address(), "/debug/check").await;
     assert!(check.starts_with("HTTP/1.1 200 ") && check.ends_with("\r\n\r\nderp.Server ConsistencyCheck okay"), "{check}");
     // The kernel is asked every 10 s about both, whatever they speak.
-    node.until_metric("causeway_ingress_tcp_round_trip_seconds_count", |read| read >= 2.0).await;
-    let now = varz(&node).await;
-    let round_trips = now.iter().filter(|(name, _)| name.starts_with("derp_tcp_rtt{"));
-    let counted: f64 = round_trips.map(|(_, count)| count).sum();
-    assert!(counted >= 2.0 && now["derp_tcp_rtt{le=\"error\"}"] == 0.0, "{now:?}");
+    let round_trips = async {
+        loop {
+            let now = varz(&node).await;
+            let counts = now.into_iter().filter(|(name, _)| name.starts_with("derp_tcp_rtt{")).collect::<BTreeMap<_, _>>();
+            if counts.values().sum::<f64>() >= 2.0 {
+                return counts;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let round_trips = timeout(DEADLINE, round_trips).await.expect("round trips are counted");
+    if node.log().contains("round trip times of clients cannot be read") {
+        eprintln!("skipped: this machine's kernel does not tell the round trips of sockets");
+    } else {
+        assert_eq!(round_trips["derp_tcp_rtt{le=\"error\"}"], 0.0, "{round_trips:?}");
+    }
     drop((over_tls, over_plain));
     node.stop().await;
 }

@@ -260,6 +260,13 @@ fn duplicates_are_counted_and_contradict_nothing_but_faults_are_named() {
     assert_eq!(registry.contradictions(), [""; 0]);
     drop((crowd, connections));
     assert_eq!(registry.contradictions(), [""; 0]);
+    // What is only claimed for a stock derper is no client, whether it is connected here as well or not.
+    registry.derper_has(key(6)).unwrap();
+    registry.derper_has(key(7)).unwrap();
+    let both = register(&registry, facts(6));
+    assert_eq!(registry.contradictions(), [""; 0]);
+    drop(both);
+    assert_eq!(registry.contradictions(), [""; 0]);
     assert_eq!((registry.metrics.connections.get(), registry.metrics.home_connections.get()), (1, 0));
 
     let lonely = register(&registry, facts(5));
