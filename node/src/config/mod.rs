@@ -439,5 +439,5 @@ pub struct Otlp {
     pub sample_ratio: f64,
 }
 
-/// How long shutdown may take before what is left is cut.
-pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(8);
+/// How long shutdown may take before what is left is cut, after clients and mesh peers had up to 2 s to go: 8 s in all.
+pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(6);
