@@ -6,6 +6,8 @@ use std::sync::Mutex;
 
 use anyhow::{Context as _, ensure};
 
+use crate::programs::repository;
+
 /// The newest release of Tailscale's module that Go 1.26 builds; the same as in `tests-integration/interop/derp-go/go.mod`.
 pub const TAILSCALE: &str = "v1.102.5";
 
@@ -38,5 +40,22 @@ pub fn tailscale_program(name: &str, tmp: &Path) -> anyhow::Result<Option<PathBu
         let output = Command::new("go").args(["install", &package]).env("GOBIN", &folder).output().context("run go")?;
         ensure!(output.status.success(), "{package} does not build: {}", String::from_utf8_lossy(&output.stderr));
     }
+    Ok(Some(program))
+}
+
+/// Builds a program of `tests-integration/interop/derp-go` as `into/NAME`, with these arguments of `go build`. `None`, with a line that says so,
+/// where Go is missing.
+///
+/// # Errors
+/// It does not build.
+pub fn interop_program(name: &str, arguments: &[&str], into: &Path) -> anyhow::Result<Option<PathBuf>> {
+    if !is_installed() {
+        return Ok(None);
+    }
+    let program = into.join(name);
+    let mut command = Command::new("go");
+    command.args(["build", "-o"]).arg(&program).args(arguments);
+    let output = command.current_dir(repository().join("tests-integration/interop/derp-go")).output().context("run go")?;
+    ensure!(output.status.success(), "{name} does not build: {}", String::from_utf8_lossy(&output.stderr));
     Ok(Some(program))
 }

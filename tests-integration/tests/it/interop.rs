@@ -10,7 +10,6 @@ use causeway_tests_integration::cluster::Cluster;
 use causeway_tests_integration::files::write_private;
 use causeway_tests_integration::go;
 use causeway_tests_integration::logs::Expected;
-use causeway_tests_integration::programs::repository;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdout};
 
@@ -19,18 +18,7 @@ pub(crate) const LONG_VARIABLE: &str = "CAUSEWAY_LONG_TESTS";
 
 /// Builds the scenario runner; `None` where Go is missing.
 pub(crate) fn derp_go(into: &Path) -> anyhow::Result<Option<PathBuf>> {
-    if !go::is_installed() {
-        return Ok(None);
-    }
-    let program = into.join("derp-go");
-    let output = Command::new("go")
-        .args(["build", "-o"])
-        .arg(&program)
-        .arg(".")
-        .current_dir(repository().join("tests-integration/interop/derp-go"))
-        .output()?;
-    ensure!(output.status.success(), "derp-go does not build: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(Some(program))
+    go::interop_program("derp-go", &["."], into)
 }
 
 /// One of two stock clients that run in processes of their own and are told of each other. It is killed on drop.
