@@ -136,7 +136,7 @@ impl Work<'_> {
         let name = self.options.name.clone().unwrap_or_else(|| host.to_lowercase().replace(':', "-"));
         self.set("name", name);
         self.set("standalone", true);
-        self.set("data_dir", text_of(&self.options.data_dir));
+        self.set("data_dir", text_of(&absolute(&self.options.data_dir)));
         self.set("region.id", i64::try_from(self.options.region_id).unwrap_or(i64::MAX));
         self.set("region.code", self.options.region_code.clone());
         self.set("advertise.host_name", host);

@@ -40,13 +40,17 @@ impl Machine {
     }
 
     fn convert_all(&self, arguments: &[&str]) -> Result<Imported, String> {
+        self.convert_into("/var/lib/causeway", arguments)
+    }
+
+    fn convert_into(&self, data_dir: &str, arguments: &[&str]) -> Result<Imported, String> {
         let root = self.dir.path().display().to_string();
         let arguments: Vec<String> = arguments.iter().map(|argument| place(argument, &root)).collect();
         let options = Options {
             name: None,
             region_id: 900,
             region_code: "derp".into(),
-            data_dir: "/var/lib/causeway".into(),
+            data_dir: data_dir.into(),
             out: self.dir.path().join("out"),
         };
         convert(&Flags::parse(&arguments)?, &|name| self.variables.get(name).cloned(), &options)
@@ -67,6 +71,15 @@ fn field(imported: &Imported, path: &str) -> String {
         value = next;
     }
     value.to_string()
+}
+
+#[test]
+fn the_state_lies_where_it_was_wanted_wherever_the_node_is_started() {
+    let machine = Machine::new();
+    let arguments = ["-hostname", "relay.test", "-certmode", "manual", "-certdir", "@", "-c", "@/derper.key"];
+    let imported = machine.convert_into("state", &arguments).unwrap();
+    let here = std::env::current_dir().unwrap().join("state");
+    assert_eq!(field(&imported, "data_dir"), format!("{:?}", here.display().to_string()));
 }
 
 #[test]
