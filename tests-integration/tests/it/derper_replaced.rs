@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -13,17 +13,20 @@ use causeway_ops::derper::flags::{FLAGS, Kind};
 use causeway_proto::key::{MeshKey, NodePrivate, NodePublic};
 use causeway_proto::stun::message::{binding_request, parse_binding_response};
 use causeway_tests_integration::cluster::{Turn, wait_for};
-use causeway_tests_integration::derper::Derper;
+use causeway_tests_integration::derper::{DERPER_NAME, Derper};
 use causeway_tests_integration::files::write_private;
 use causeway_tests_integration::go::tailscale_program;
 use causeway_tests_integration::lone::LoneNode;
 use causeway_tests_integration::metrics::{Scrape, http_status};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::interop::derp_go;
 
 const PAGE: &str = include_str!("../../../docs/operations/metrics.md");
 
@@ -72,6 +75,43 @@ impl Stayer {
     }
 }
 
+/// A stock client that stays connected as Tailscale's daemon does.
+struct StockStayer {
+    lines: Lines<BufReader<ChildStdout>>,
+    _process: Child,
+}
+
+impl StockStayer {
+    fn start(program: &Path, derper: &Derper, dir: &Path) -> anyhow::Result<Self> {
+        let node = serde_json::json!({
+            "Name": "900a", "RegionID": 900, "HostName": DERPER_NAME, "IPv4": "127.0.0.1", "IPv6": "none",
+            "DERPPort": derper.addr().port(), "STUNPort": -1,
+        });
+        let region = serde_json::json!({ "RegionID": 900, "RegionCode": "derp", "RegionName": "derp", "Nodes": [node] });
+        let map = dir.join("map.json");
+        std::fs::write(&map, serde_json::json!({ "Regions": { "900": region } }).to_string())?;
+        let mut command = tokio::process::Command::new(program);
+        command.arg("-map").arg(map).arg("-ca").arg(derper.ca_file()).args(["-home", "900", "-peer-home", "900"]);
+        let mut process =
+            command.args(["-timeout", "5m", "stay"]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let lines = BufReader::new(process.stdout.take().context("piped")?).lines();
+        Ok(Self { lines, _process: process })
+    }
+
+    /// Waits for its next login; the server's key.
+    async fn login(&mut self) -> anyhow::Result<String> {
+        let told = async {
+            loop {
+                let line = self.lines.next_line().await?.context("the stock client has ended")?;
+                if let Some((_time, server)) = line.strip_prefix("login ").and_then(|told| told.split_once(' ')) {
+                    return anyhow::Ok(server.to_owned());
+                }
+            }
+        };
+        timeout(DEADLINE, told).await.context("the stock client does not log in")?
+    }
+}
+
 async fn exchange(from: &Stayer, to: &mut Stayer, text: &[u8]) -> anyhow::Result<()> {
     from.client.handle().send(&to.key, text).await?;
     ensure!(to.packet().await? == (from.key, text.to_vec()), "another packet came");
@@ -95,6 +135,7 @@ async fn interop_a_derper_is_replaced_in_place_and_its_clients_stay() -> anyhow:
     let Some(program) = tailscale_program("derper", Path::new(env!("CARGO_TARGET_TMPDIR")))? else { return Ok(()) };
     let _turn = Turn::take().await?;
     let dir = tempfile::tempdir()?;
+    let Some(go_client) = derp_go(dir.path())? else { return Ok(()) };
     let mut derper = Derper::new(program)?;
     // As a unit file has them; the key file is derper's own, made at its first start.
     let plain = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -108,14 +149,18 @@ async fn interop_a_derper_is_replaced_in_place_and_its_clients_stay() -> anyhow:
     flags.extend(["-accept-connection-limit=500", "-accept-connection-burst=1000", "-tcp-user-timeout=15s"].map(str::to_owned));
     derper.start_with(&flags).await?;
     let (mut alice, mut bob) = (Stayer::start(&derper)?, Stayer::start(&derper)?);
+    let mut stock = StockStayer::start(&go_client, &derper, dir.path())?;
     let (before, _) = (alice.connected().await?, bob.connected().await?);
+    let server_key = before.server_key.to_untyped_hex();
+    ensure!(stock.login().await? == server_key);
     exchange(&alice, &mut bob, b"through a derper").await?;
     wait_for("derper's plain listener", DEADLINE, async || Ok(checks(stun, plain).await.ok())).await?;
 
     derper.kill();
     let node = LoneNode::imported(&flags, &["metrics.listen=127.0.0.1:0".to_owned()], &at(".")).await?;
     ensure!(node.ready.derp == derper.addr().to_string() && node.ready.plain_http == plain.to_string(), "{:?}", node.ready);
-    ensure!(node.ready.derp_public_key == before.server_key.to_untyped_hex(), "the server's key stays");
+    ensure!(node.ready.derp_public_key == server_key, "the server's key stays");
+    ensure!(stock.login().await? == server_key, "the stock client is back");
     for client in [&mut alice, &mut bob] {
         let after = client.connected().await?;
         ensure!(after.server_key == before.server_key && after.fast_start, "{after:?}");
@@ -123,7 +168,7 @@ async fn interop_a_derper_is_replaced_in_place_and_its_clients_stay() -> anyhow:
     exchange(&bob, &mut alice, b"through a node").await?;
     exchange(&alice, &mut bob, b"and back").await?;
     checks(stun, plain).await?;
-    drop((alice, bob));
+    drop((alice, bob, stock));
     node.stop().await
 }
 
