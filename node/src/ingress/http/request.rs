@@ -25,7 +25,8 @@ pub(super) fn path_of(head: &RequestHead) -> Result<String, Response> {
         return Ok(decoded);
     }
     let query = if head.query.is_empty() { String::new() } else { format!("?{}", head.query) };
-    Err(redirect(307, head, clean + &query))
+    // Browsers take a backslash for a slash: two of them at the start would lead to another host.
+    Err(redirect(307, head, clean.replace('\\', "%5C") + &query))
 }
 
 fn refusal(head: &RequestHead) -> Option<Response> {
@@ -80,6 +81,7 @@ fn decoded(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -115,10 +117,22 @@ mod tests {
             ("/debug", "/debug/"),
             ("//debug?x", "/debug/?x"),
             ("/%64/./e", "/%64/e"),
+            ("/.//\\other.test", "/%5Cother.test"),
         ] {
             assert_eq!(path(&format!("POST {target} HTTP/1.1\r\nHost: h")), Err((307, Some(to.to_owned()))), "{target}");
         }
         assert_eq!(path("CONNECT a.example:443 HTTP/1.1\r\nHost: h").as_deref(), Ok("a.example:443"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_redirect_is_the_only_one_and_leads_to_this_host(target in "[/.%a2\\\\?]{1,12}") {
+            if let Err((307, Some(to))) = path(&format!("GET /{target} HTTP/1.0")) {
+                let path_of_it = to.split('?').next().unwrap_or_default();
+                prop_assert!(to.starts_with('/') && !to.starts_with("//") && !path_of_it.contains('\\'), "{to}");
+                prop_assert!(!matches!(path(&format!("GET {to} HTTP/1.0")), Err((307, _))), "{to}");
+            }
+        }
     }
 
     #[test]
