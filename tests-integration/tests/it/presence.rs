@@ -84,8 +84,8 @@ async fn a_key_that_moves_gets_every_packet_once() -> anyhow::Result<()> {
     before.expect(sender.key(), b"0").await?;
 
     let mut after = TestClient::connect_as(&cluster, "b-1", before.private()).await?;
-    tokio::time::sleep(SETTLE).await;
-    // The very next packets go to the new place, each once.
+    cluster.wait_held(&["c-1"], key, "b-1", Duration::from_secs(5)).await?;
+    // As soon as the sender's node knows, packets go to the new place, each once.
     exchange_in_order(&mut sender, &mut after, 100).await?;
     assert_eq!(after.packet_within(Duration::from_millis(300)).await?, None, "nothing is doubled");
     assert_eq!(before.packet_within(Duration::from_millis(300)).await?, None, "nothing goes to the old place");
