@@ -231,15 +231,7 @@ impl World {
 
     fn connect(&mut self) {
         let (node, client) = (self.pick_node(), self.rng.random_range(0..KEYS));
-        let facts = ClientFacts {
-            key: key(client),
-            remote: SocketAddr::from(([127, 0, 0, 1], 1)),
-            is_mesh_peer: false,
-            is_prober: false,
-            is_not_ideal: false,
-            can_ack_pings: true,
-            socket: None,
-        };
+        let facts = ClientFacts::ordinary(key(client), SocketAddr::from(([127, 0, 0, 1], 1)));
         let node = &mut self.nodes[node];
         let registration = node.registry.register(facts, CancellationToken::new(), Instant::now()).unwrap();
         node.clients.push((client, registration));

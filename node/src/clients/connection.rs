@@ -33,6 +33,12 @@ pub struct ClientFacts {
 }
 
 impl ClientFacts {
+    /// A client like most: it answers pings, and nothing else is said of it.
+    #[must_use]
+    pub const fn ordinary(key: NodePublic, remote: SocketAddr) -> Self {
+        Self { key, remote, is_mesh_peer: false, is_prober: false, is_not_ideal: false, can_ack_pings: true, socket: None }
+    }
+
     pub(super) const fn present_flags(&self) -> PresentFlags {
         PresentFlags::of_client(self.is_mesh_peer, self.is_prober, self.is_not_ideal)
     }

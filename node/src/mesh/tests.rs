@@ -116,15 +116,7 @@ impl TestNode {
 
     fn connect(&self, key: NodePublic) -> Registration {
         let remote = SocketAddr::from(([127, 0, 0, 1], 1));
-        let facts = ClientFacts {
-            key,
-            remote,
-            is_mesh_peer: false,
-            is_prober: false,
-            is_not_ideal: false,
-            can_ack_pings: true,
-            socket: None,
-        };
+        let facts = ClientFacts::ordinary(key, remote);
         self.registry.register(facts, CancellationToken::new(), Instant::now()).unwrap()
     }
 

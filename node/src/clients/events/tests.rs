@@ -45,15 +45,7 @@ impl World {
 
     fn client(&self) -> Registration {
         let remote = SocketAddr::from(([127, 0, 0, 1], 1));
-        let facts = ClientFacts {
-            key: KEY,
-            remote,
-            is_mesh_peer: false,
-            is_prober: false,
-            is_not_ideal: false,
-            can_ack_pings: true,
-            socket: None,
-        };
+        let facts = ClientFacts::ordinary(KEY, remote);
         self.registry.register(facts, CancellationToken::new(), now()).unwrap()
     }
 

@@ -25,15 +25,7 @@ fn key(n: u16) -> NodePublic {
 }
 
 fn facts(n: u16) -> ClientFacts {
-    ClientFacts {
-        key: key(n),
-        remote: SocketAddr::from(([192, 0, 2, 1], n)),
-        is_mesh_peer: false,
-        is_prober: false,
-        is_not_ideal: false,
-        can_ack_pings: true,
-        socket: None,
-    }
+    ClientFacts::ordinary(key(n), SocketAddr::from(([192, 0, 2, 1], n)))
 }
 
 fn registry() -> (Arc<Registry>, Arc<PresenceView>) {

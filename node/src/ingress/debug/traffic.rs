@@ -79,8 +79,7 @@ mod tests {
 
     fn connect(pages: &DebugPages, key: u8, is_mesh_peer: bool) -> Registration {
         let (key, remote) = (NodePublic::from_bytes([key; 32]), SocketAddr::from(([192, 0, 2, 1], 1)));
-        let facts =
-            ClientFacts { key, remote, is_mesh_peer, is_prober: false, is_not_ideal: false, can_ack_pings: false, socket: None };
+        let facts = ClientFacts { is_mesh_peer, can_ack_pings: false, ..ClientFacts::ordinary(key, remote) };
         pages.parts.registry.register(facts, CancellationToken::new(), Instant::now()).expect("room")
     }
 
