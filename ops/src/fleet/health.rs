@@ -175,16 +175,8 @@ pub async fn set_derp_map(nodes: &[Asked], settings: v1::DerpMapSettings, wait: 
     loop {
         let mut problems = Vec::new();
         for node in nodes {
-            let request = v1::SetDerpMapSettingsRequest { settings: Some(settings.clone()), dry_run: false };
-            let answer = match connect(&Target::Socket(node.socket.clone()), QUESTION_TIMEOUT).await {
-                Ok(mut operator) => operator.set_derp_map_settings(request).await.map_err(Failure::from),
-                Err(failure) => Err(failure),
-            };
-            match answer {
-                Ok(made) => {
-                    let v1::SetDerpMapSettingsResponse { edited_regions, added_regions, retired_regions, .. } = made.into_inner();
-                    return Ok(MapEdited { regions: [edited_regions, added_regions, retired_regions].concat() });
-                }
+            match set_derp_map_at(node, settings.clone()).await {
+                Ok(edited) => return Ok(edited),
                 Err(refused @ Failure::Usage(_)) => return Err(refused.into()),
                 Err(other) => problems.push(format!("{}: {other}", node.name)),
             }
@@ -194,6 +186,13 @@ pub async fn set_derp_map(nodes: &[Asked], settings: v1::DerpMapSettings, wait: 
         }
         tokio::time::sleep(ASK_INTERVAL).await;
     }
+}
+
+async fn set_derp_map_at(node: &Asked, settings: v1::DerpMapSettings) -> Result<MapEdited, Failure> {
+    let mut operator = connect(&Target::Socket(node.socket.clone()), QUESTION_TIMEOUT).await?;
+    let request = v1::SetDerpMapSettingsRequest { settings: Some(settings), dry_run: false };
+    let made = operator.set_derp_map_settings(request).await?.into_inner();
+    Ok(MapEdited { regions: [made.edited_regions, made.added_regions, made.retired_regions].concat() })
 }
 
 /// Fetches the fleet CA's certificate from a node and writes it where operators find it.
