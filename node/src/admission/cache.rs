@@ -118,9 +118,7 @@ impl<S: Source> Cached<S> {
         };
         question.await
     }
-}
 
-impl<S: Source> Cached<S> {
     /// What the source says now. Nothing is remembered of it.
     ///
     /// # Errors

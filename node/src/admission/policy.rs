@@ -169,9 +169,7 @@ impl Rule {
             Self::Tailscaled(source) => source.decide(Tailscaled::about_key(applicant)).await,
         }
     }
-}
 
-impl Rule {
     /// Why it cannot decide at the moment.
     async fn fault(&self, applicant: Applicant) -> Option<String> {
         let (label, answer) = match self {
